@@ -1,0 +1,86 @@
+# SPDX-FileCopyrightText: The ctkd contributors
+# SPDX-License-Identifier: MIT
+"""The one meaning of correct, and the accuracies that follow from it. Core computes them all."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ctkd.api import Attack, Split
+from ctkd.boxes import perturbation_box
+from ctkd.propagate import Network, interval_margins, margins_of, propagate
+from ctkd.randomness import generator
+
+
+def smallest_margin(margins: Tensor, labels: Tensor) -> Tensor:
+    """(batch,): the smallest margin over the classes other than the label; -inf where one is not finite."""
+    others = margins.scatter(1, labels[:, None], torch.inf)
+    finite = margins.isfinite().all(1)
+    return torch.where(finite, others.amin(1), -torch.inf)
+
+
+def is_correct(margins: Tensor, labels: Tensor) -> Tensor:
+    """(batch,): all margins greater than zero and finite. A tie is a violation."""
+    return smallest_margin(margins, labels) > 0
+
+
+@torch.no_grad()
+def natural_accuracy(network: Network, split: Split, batch: int = 1000) -> float:
+    """Fraction of the split that is correct without perturbation."""
+    correct = 0
+    for start in range(0, len(split), batch):
+        x, labels = split.images[start : start + batch], split.labels[start : start + batch]
+        correct += int(is_correct(margins_of(network(x), labels), labels).sum())
+    return correct / len(split)
+
+
+def attacked_margins(
+    network: Network, x: Tensor, labels: Tensor, eps: float, attack: Attack, seed: int, place: int
+) -> Tensor:
+    """(batch,): the smallest margin at the clean point and at the attack's point, replayed inside the box."""
+    box = perturbation_box(x, eps)
+    found = box.clamp(
+        attack.perturb(network, x, labels, box, generator(seed, "evaluation-attack", place)).detach()
+    )
+    with torch.no_grad():
+        replayed = smallest_margin(margins_of(network(found), labels), labels)
+        return torch.minimum(replayed, smallest_margin(margins_of(network(x), labels), labels))
+
+
+def adversarial_accuracy(
+    network: Network, split: Split, eps: float, attack: Attack, seed: int, batch: int = 500
+) -> float:
+    """Fraction of the split that stays correct under the attack. An upper estimate of the robust accuracy."""
+    robust = 0
+    for start in range(0, len(split), batch):
+        x, labels = split.images[start : start + batch], split.labels[start : start + batch]
+        robust += int((attacked_margins(network, x, labels, eps, attack, seed, start) > 0).sum())
+    return robust / len(split)
+
+
+@torch.no_grad()
+def interval_report(network: Network, split: Split, eps: float, batch: int = 1000) -> dict[str, object]:
+    """Natural and interval-certified accuracy at ``eps``, and per activation the shares of dead, active and unstable neurons."""
+    natural = certified = 0
+    layers: dict[str, Tensor] = {}
+    for start in range(0, len(split), batch):
+        x, labels = split.images[start : start + batch], split.labels[start : start + batch]
+        flow = propagate(network, x, perturbation_box(x, eps))
+        natural += int(is_correct(margins_of(flow.value[: flow.points], labels), labels).sum())
+        certified += int(is_correct(interval_margins(network, flow, labels), labels).sum())
+        for i, (lower, upper) in flow.pre_activation.items():
+            dead, active = (upper <= 0).double().mean(), (lower >= 0).double().mean()
+            row = torch.stack([dead, active, 1 - dead - active, (upper - lower).double().mean()]) * len(
+                labels
+            )
+            path = network.nodes[i].path
+            layers[path] = layers.get(path, 0) + row
+    names = ("dead", "active", "unstable", "width")
+    return {
+        "natural_accuracy": natural / len(split),
+        "interval_certified_accuracy": certified / len(split),
+        "layers": {
+            path: dict(zip(names, (row / len(split)).tolist(), strict=True)) for path, row in layers.items()
+        },
+    }

@@ -1,0 +1,210 @@
+# SPDX-FileCopyrightText: The ctkd contributors
+# SPDX-License-Identifier: MIT
+"""Attack first, then certify what is left, cheap stages before tight ones. Every number comes from stored rows."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ctkd.accuracy import smallest_margin
+from ctkd.api import Attack, CertificationStage, Split
+from ctkd.boxes import perturbation_box
+from ctkd.certify.store import Row, Store
+from ctkd.errors import Contradiction, Interrupted
+from ctkd.interrupt import StopRequest
+from ctkd.progress import Reporter
+from ctkd.propagate import Network, margins_of
+from ctkd.randomness import generator
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """Counts over the samples asked for.
+
+    Attributes:
+        natural, certified, broken, undecided: numbers of samples; broken includes the misclassified.
+        stages: how many samples each stage certified.
+        complete: False if the samples are a part of the split.
+    """
+
+    samples: int
+    natural: int
+    certified: int
+    broken: int
+    undecided: int
+    stages: Mapping[str, int]
+    complete: bool
+    seconds: float
+
+    def summary(self) -> dict[str, Any]:
+        """Accuracies as fractions, with an interval where samples are undecided and the sampling error of a subset."""
+        n = self.samples
+        certified = self.certified / n
+        return {
+            "natural_accuracy": self.natural / n,
+            "adversarial_accuracy": (n - self.broken) / n,
+            "certified_accuracy": certified,
+            "robust_accuracy_interval": [certified, (n - self.broken) / n],
+            "certified_standard_error": None if self.complete else math.sqrt(certified * (1 - certified) / n),
+            "counts": {"certified": self.certified, "broken": self.broken, "undecided": self.undecided},
+            "stages": dict(self.stages),
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Cascade:
+    """Attack and stages for one network and radius."""
+
+    network: Network
+    eps: float
+    attack: Attack
+    stages: Mapping[str, CertificationStage]
+    precision: torch.dtype
+    seed: int
+
+    def run(
+        self,
+        split: Split,
+        samples: range,
+        store: Store,
+        settings: int,
+        batch: int,
+        reporter: Reporter,
+        stop: StopRequest,
+    ) -> Certificate:
+        """Settle the samples that the store does not have yet.
+
+        Raises:
+            Contradiction: a sample is both certified and broken. Its rows are not stored.
+            Interrupted: a signal came; finished batches are stored.
+        """
+        done = {row.sample for row in store.rows(settings, samples)}
+        reporter.begin(f"certifying at eps={self.eps:g}", len(samples), len(done))
+        try:
+            # Batches lie on a fixed grid and are done whole, so that a resumed run attacks with the same noise.
+            for start in range(samples.start, samples.stop, batch):
+                indices = [i for i in range(start, min(start + batch, samples.stop))]
+                todo = [i for i in indices if i not in done]
+                if not todo:
+                    continue
+                store.add(settings, self.settle(split, indices))
+                reporter.advance(len(todo))
+                if stop and indices[-1] + 1 < samples.stop:
+                    assert stop.signal_number is not None
+                    raise Interrupted(
+                        f"interrupted at sample {indices[-1]}; finished samples are stored, the same command goes on",
+                        stop.signal_number,
+                    )
+        finally:
+            reporter.end()
+        return count(store.rows(settings, samples), len(samples) == len(split))
+
+    def settle(self, split: Split, indices: list[int]) -> list[Row]:
+        """One batch: natural prediction, attack, stages."""
+        began = time.monotonic()
+        x, labels = split.images[indices], split.labels[indices]
+        box = perturbation_box(x, self.eps)
+        with torch.no_grad():
+            logits = self.network(x)
+            natural = smallest_margin(margins_of(logits, labels), labels)
+        found = x.clone()
+        correct = natural > 0
+        if correct.any():
+            noise = generator(self.seed, "certification-attack", indices[0])
+            target = box[correct]
+            found[correct] = target.clamp(
+                self.attack.perturb(self.network, x[correct], labels[correct], target, noise).detach()
+            )
+        with torch.no_grad():
+            attacked = torch.minimum(
+                natural, smallest_margin(margins_of(self.network(found), labels), labels)
+            )
+            lower, settled_by = self._certify(x, labels)
+            self._contradict(indices, labels, found, natural, lower)
+        seconds = (time.monotonic() - began) / len(indices)
+        rows = []
+        for k, index in enumerate(indices):
+            # A sample that any replayed point breaks is not certified, whatever the bounds say.
+            broken, certified = float(attacked[k]) <= 0, float(lower[k]) > 0
+            status = "broken" if broken else "certified" if certified else "undecided"
+            stage = (
+                ("attack" if natural[k] > 0 else "natural") if broken else settled_by[k] if certified else ""
+            )
+            bound = float(lower[k])
+            rows.append(
+                Row(
+                    index,
+                    int(labels[k]),
+                    int(logits[k].argmax()),
+                    status,  # type: ignore[arg-type]
+                    stage,
+                    bound if math.isfinite(bound) else None,
+                    float(attacked[k]),
+                    seconds,
+                )
+            )
+        return rows
+
+    def _certify(self, x: Tensor, labels: Tensor) -> tuple[Tensor, list[str]]:
+        """Smallest lower bound per sample, elementwise best over the stages, and the stage that proved it.
+
+        Attacked samples go through the stages as well: that is how a contradiction would show.
+        """
+        network = self.network.to(self.precision)
+        box = perturbation_box(x, self.eps).to(self.precision)
+        best = torch.full((len(labels), network.classes), -torch.inf, dtype=self.precision)
+        by = [""] * len(labels)
+        left = torch.arange(len(labels))
+        for name, stage in self.stages.items():
+            margins = stage.margins(network, box[left], labels[left])
+            # A bound that is not a number proves nothing.
+            margins = torch.where(margins.isnan(), -torch.inf, margins)
+            best[left] = torch.maximum(best[left], margins)
+            proved = smallest_margin(best[left], labels[left]) > 0
+            for k in left[proved].tolist():
+                by[k] = name
+            left = left[~proved]
+            if len(left) == 0:
+                break
+        return smallest_margin(best, labels), by
+
+    def _contradict(
+        self, indices: list[int], labels: Tensor, found: Tensor, natural: Tensor, lower: Tensor
+    ) -> None:
+        """The attacked point, replayed in the arithmetic of the bounds, must not break a certified sample."""
+        network = self.network.to(self.precision)
+        replayed = smallest_margin(margins_of(network(found.to(self.precision)), labels), labels)
+        both = ((replayed <= 0) & (lower > 0)).nonzero().flatten().tolist()
+        if both:
+            k = both[0]
+            raise Contradiction(
+                f"sample {indices[k]} is certified (margin at least {float(lower[k]):.3g}) and broken by an attacked "
+                f"point (margin {float(replayed[k]):.3g}); a bound is wrong, and nothing was reported. "
+                f"{len(both)} such sample(s) in this batch, network {self.network.sha256()[:12]}"
+            )
+
+
+def count(rows: list[Row], complete: bool) -> Certificate:
+    """Counts from stored rows."""
+    stages: dict[str, int] = {}
+    for row in rows:
+        if row.status == "certified":
+            stages[row.stage] = stages.get(row.stage, 0) + 1
+    statuses = [row.status for row in rows]
+    return Certificate(
+        samples=len(rows),
+        natural=sum(row.stage != "natural" for row in rows),
+        certified=statuses.count("certified"),
+        broken=statuses.count("broken"),
+        undecided=statuses.count("undecided"),
+        stages=stages,
+        complete=complete,
+        seconds=sum(row.seconds for row in rows),
+    )

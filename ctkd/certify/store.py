@@ -1,0 +1,120 @@
+# SPDX-FileCopyrightText: The ctkd contributors
+# SPDX-License-Identifier: MIT
+"""Certification results: one row per sample in SQLite, under the settings that produced it."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ctkd.errors import BadInput
+
+Status = Literal["certified", "broken", "undecided"]
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS settings (
+    id INTEGER PRIMARY KEY,
+    network TEXT NOT NULL,       -- SHA-256 of the network
+    eps REAL NOT NULL,
+    split TEXT NOT NULL,
+    details TEXT NOT NULL,       -- JSON: attack, stages, precision, data
+    UNIQUE (network, eps, split, details)
+);
+CREATE TABLE IF NOT EXISTS samples (
+    settings INTEGER NOT NULL REFERENCES settings (id),
+    sample INTEGER NOT NULL,     -- index in the split
+    label INTEGER NOT NULL,
+    prediction INTEGER NOT NULL,
+    status TEXT NOT NULL CHECK (status IN ('certified', 'broken', 'undecided')),
+    stage TEXT NOT NULL,         -- what settled it: natural, attack, a certification stage; '' for undecided
+    lower_margin REAL,           -- best lower bound of the smallest margin over the box
+    attack_margin REAL NOT NULL, -- smallest margin found by the attack, replayed
+    seconds REAL NOT NULL,       -- this sample's share of its batch's time
+    PRIMARY KEY (settings, sample)
+);
+"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is known about one sample."""
+
+    sample: int
+    label: int
+    prediction: int
+    status: Status
+    stage: str
+    lower_margin: float | None
+    attack_margin: float
+    seconds: float
+
+
+class Store:
+    """A results file. Every ``add`` is one transaction: a killed process loses at most one batch."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self.connection = sqlite3.connect(path)
+            self.connection.executescript(SCHEMA)
+        except sqlite3.Error as error:
+            raise BadInput(f"results file {path} cannot be used: {error}") from None
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *ignored: object) -> None:
+        self.connection.close()
+
+    def settings(self, network: str, eps: float, split: str, details: Mapping[str, Any]) -> int:
+        """The id of these settings; new ones are recorded."""
+        key = (network, eps, split, json.dumps(details, sort_keys=True))
+        with self.connection:
+            self.connection.execute(
+                "INSERT OR IGNORE INTO settings (network, eps, split, details) VALUES (?, ?, ?, ?)", key
+            )
+        found = self.connection.execute(
+            "SELECT id FROM settings WHERE network = ? AND eps = ? AND split = ? AND details = ?", key
+        )
+        return int(found.fetchone()[0])
+
+    def add(self, settings: int, rows: Iterable[Row]) -> None:
+        with self.connection:
+            self.connection.executemany(
+                "INSERT OR REPLACE INTO samples VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                [
+                    (
+                        settings,
+                        r.sample,
+                        r.label,
+                        r.prediction,
+                        r.status,
+                        r.stage,
+                        r.lower_margin,
+                        r.attack_margin,
+                        r.seconds,
+                    )
+                    for r in rows
+                ],
+            )
+
+    def rows(self, settings: int, samples: range) -> list[Row]:
+        """Stored rows of the samples in the range, in order."""
+        found = self.connection.execute(
+            "SELECT sample, label, prediction, status, stage, lower_margin, attack_margin, seconds FROM samples "
+            "WHERE settings = ? AND sample >= ? AND sample < ? ORDER BY sample",
+            (settings, samples.start, samples.stop),
+        )
+        return [Row(*row) for row in found]
+
+    def certified(self, network: str, eps: float, split: str) -> set[int]:
+        """Samples that are certified under any settings for this network, radius and split."""
+        found = self.connection.execute(
+            "SELECT sample FROM samples JOIN settings ON settings.id = samples.settings "
+            "WHERE network = ? AND eps = ? AND split = ? AND status = 'certified'",
+            (network, eps, split),
+        )
+        return {int(row[0]) for row in found}

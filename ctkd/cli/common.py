@@ -1,0 +1,196 @@
+# SPDX-FileCopyrightText: The ctkd contributors
+# SPDX-License-Identifier: MIT
+"""What several sub-commands share: options, progress on standard error, tables on standard output."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import tomllib
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from ctkd.errors import BadInput
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+    from ctkd.progress import Reporter
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def json_option(function: F) -> F:
+    return click.option(
+        "--json", "as_json", is_flag=True, help="Print JSON on standard output, and nothing else."
+    )(function)
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """``section.key=value``; the value as TOML where it is, else as text."""
+    path, equals, value = text.partition("=")
+    if not equals or "." not in path:
+        raise BadInput(f"--set {text}: write section.key=value, such as --set bound.alpha=0.3")
+    try:
+        return path.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return path.strip(), value.strip()
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2))
+
+
+def percent(value: Any) -> str:
+    return "-" if value is None else f"{100 * value:.2f} %"
+
+
+def reporter() -> Reporter:
+    """Live on a terminal, plain lines elsewhere; always on standard error, so that results can be piped."""
+    return Live() if sys.stderr.isatty() else Plain()
+
+
+def epoch_line(network: str, metrics: Mapping[str, Any]) -> str:
+    seen = metrics["validation"]
+    return (
+        f"{network} epoch {metrics['epoch']}: eps {metrics['eps']:.4f}  loss {metrics['losses']['loss']:.4f}  "
+        f"validation natural {percent(seen['natural_accuracy'])}  "
+        f"interval-certified {percent(seen['interval_certified_accuracy'])}  {metrics['seconds']:.1f} s"
+    )
+
+
+class Plain:
+    """One line an epoch; within long phases one line every 30 seconds."""
+
+    def __init__(self) -> None:
+        self.phase, self.total, self.done, self.spoke = "", 0, 0, 0.0
+
+    def begin(self, phase: str, total: int, done: int = 0) -> None:
+        self.phase, self.total, self.done, self.spoke = phase, total, done, time.monotonic()
+        self.say(f"{phase}: {done} of {total} done" if done else phase)
+
+    def advance(self, steps: int = 1, note: str = "") -> None:
+        self.done += steps
+        if time.monotonic() - self.spoke > 30:
+            self.spoke = time.monotonic()
+            self.say(f"{self.phase}: {self.done} of {self.total}")
+
+    def end(self) -> None: ...
+
+    def epoch(self, network: str, metrics: Mapping[str, Any]) -> None:
+        self.spoke = time.monotonic()
+        self.say(epoch_line(network, metrics))
+
+    def say(self, message: str) -> None:
+        print(message, file=sys.stderr, flush=True)
+
+    def warn(self, message: str) -> None:
+        self.say(f"warning: {message}")
+
+
+class Live:
+    """A progress bar a phase, the latest epoch beside it."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        self.console = Console(stderr=True)
+        self.bar: Progress | None = None
+        self.task: TaskID | None = None
+        self.note = ""
+
+    def begin(self, phase: str, total: int, done: int = 0) -> None:
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=self.console,
+        )
+        self.note = ""
+        self.task = self.bar.add_task(phase, total=total, completed=done, note="")
+        self.bar.start()
+
+    def advance(self, steps: int = 1, note: str = "") -> None:
+        if self.bar is not None and self.task is not None:
+            self.bar.update(self.task, advance=steps)
+
+    def end(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
+
+    def epoch(self, network: str, metrics: Mapping[str, Any]) -> None:
+        seen = metrics["validation"]
+        self.note = (
+            f"loss {metrics['losses']['loss']:.3f} val {percent(seen['natural_accuracy'])} "
+            f"IBP {percent(seen['interval_certified_accuracy'])}"
+        )
+        if self.bar is not None and self.task is not None:
+            self.bar.update(self.task, note=self.note)
+
+    def say(self, message: str) -> None:
+        self.console.print(message, highlight=False)
+
+    def warn(self, message: str) -> None:
+        self.console.print(f"[yellow]warning:[/] {message}", highlight=False, soft_wrap=True)
+
+
+def results_table(summary: Mapping[str, Any]) -> None:
+    """Teacher and student side by side, on standard output."""
+    from rich.console import Console
+    from rich.table import Table
+
+    part = f"{summary['samples']} {summary['split']} samples, eps {summary['eps']:.4g}"
+    table = Table(title=f"Accuracy on {part}", title_justify="left")
+    for column in ("", "natural", "adversarial", "certified"):
+        table.add_column(column, justify="right" if column else "left")
+    teacher = summary.get("teacher")
+    if teacher:
+        table.add_row(
+            "teacher", percent(teacher["natural_accuracy"]), percent(teacher["adversarial_accuracy"]), "-"
+        )
+    keys = ("natural_accuracy", "adversarial_accuracy", "certified_accuracy")
+    table.add_row("student", *(percent(summary[key]) for key in keys))
+    console = Console()
+    console.print(table)
+    for line in notes(summary):
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def notes(summary: Mapping[str, Any]) -> list[str]:
+    """What the figures need beside them: stages, undecided samples, sampling error."""
+    lines = []
+    if summary.get("stages"):
+        stages = ", ".join(f"{name} {count}" for name, count in summary["stages"].items())
+        counts = summary["counts"]
+        lines.append(
+            f"certified by stage: {stages}; broken {counts['broken']}, undecided {counts['undecided']}"
+        )
+        low, high = summary["robust_accuracy_interval"]
+        if high > low:
+            lines.append(
+                f"robust accuracy lies between {percent(low)} and {percent(high)}: undecided samples may be either"
+            )
+    error = summary.get("certified_standard_error")
+    if error is not None:
+        lines.append(
+            f"a part of the split: certified accuracy +- {percent(error)} (one binomial standard error)"
+        )
+    if summary.get("validation_seen_in_training"):
+        lines.append("trained on training and validation data; validation figures are optimistic")
+    return lines

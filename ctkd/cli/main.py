@@ -1,0 +1,89 @@
+# SPDX-FileCopyrightText: The ctkd contributors
+# SPDX-License-Identifier: MIT
+"""The ``ctkd`` command: finds sub-commands among the plugins and turns errors into one line and an exit code."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Sequence
+
+import click
+
+from ctkd.errors import BadInput, CtkdError
+from ctkd.plugins import load, registry
+
+EPILOG = """\b
+Examples:
+  ctkd train --bound crown-ibp --teacher pgd
+  ctkd certify runs/NAME --eps 0.15
+  ctkd export runs/NAME benchmark --samples 20 --seed 1
+  ctkd plugins show cc-ibp
+"""
+
+
+class Commands(click.Group):
+    """Sub-commands by name; their modules are imported only when one is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return registry().names("command")
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        entry = registry().entries.get(("command", cmd_name))
+        if entry is None:
+            return None
+        command: click.Command = load(entry.target, entry.origin)
+        command.name = cmd_name
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and ("command", args[0]) not in registry().entries:
+            close = difflib.get_close_matches(args[0], self.list_commands(ctx), n=1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            raise BadInput(f"no command {args[0]!r}: {hint}accepted: {', '.join(self.list_commands(ctx))}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        entries = [(name, registry().entries["command", name].summary) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl(entries)
+
+
+@click.command(cls=Commands, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="ctkd", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Train small networks that can be proved robust (L-infinity), with the help of robust teachers."""
+    for failure in registry().failures:
+        click.echo(f"warning: {failure}", err=True)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command line; returns the exit code. Errors are one line each on standard error."""
+    try:
+        result = cli.main(args=list(arguments), prog_name="ctkd", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except BadInput as error:
+        for message in error.messages:
+            print(f"error: {message}", file=sys.stderr)
+        return error.exit_code
+    except CtkdError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message())
+        return 0
+    except click.UsageError as error:
+        print(f"error: {_usage(error)}", file=sys.stderr)
+        return 2
+    except (click.Abort, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 1
+
+
+def _usage(error: click.UsageError) -> str:
+    where = f" (see `{error.ctx.command_path} --help`)" if error.ctx else ""
+    return " ".join(error.format_message().split()) + where

@@ -1,0 +1,226 @@
+# SPDX-FileCopyrightText: The ctkd contributors
+# SPDX-License-Identifier: MIT
+"""A folder of verification instances in the competition's layout: ONNX, VNN-LIB files, instances.csv."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ctkd.boxes import Box, perturbation_box
+from ctkd.errors import BadInput, Contradiction, RunFailed
+from ctkd.export.check import Run, compare, runner
+from ctkd.export.onnx_writer import to_onnx
+from ctkd.export.vnnlib import RobustnessProperty, read_vnnlib, write_vnnlib
+from ctkd.storage import write_bytes, write_text
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    import onnx
+    from numpy.typing import NDArray
+
+    from ctkd.propagate import Network
+
+CORNERS = 64
+"""How many random corners of a certified box are replayed."""
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was written and checked.
+
+    Attributes:
+        folder: the finished folder; paths below are relative to it, with forward slashes.
+        model: the ONNX file.
+        specifications: one VNN-LIB file per instance, in the order of instances.csv.
+        replayed: how many instances claimed certified were tried at corners and centre, without a violation.
+        difference: largest difference of a logit between onnxruntime and torch.
+        timeouts: sum of the instances' timeouts in seconds.
+    """
+
+    folder: Path
+    model: str
+    specifications: tuple[str, ...]
+    replayed: int
+    difference: float
+    timeouts: float
+
+
+def export_instances(
+    network: Network,
+    images: Tensor,
+    labels: Sequence[int] | Tensor,
+    indices: Sequence[int],
+    eps: float,
+    folder: Path,
+    *,
+    name: str,
+    timeout: float,
+    certified: Collection[int] = (),
+) -> ExportReport:
+    """Write ``onnx/NAME.onnx``, ``vnnlib/NAME_epsE_idxI.vnnlib`` and ``instances.csv``, and check them.
+
+    An image's box is ``perturbation_box(image, eps)``; each file is read back and holds it bit for bit.
+
+    Args:
+        images: (n, *input_shape), float32, in [0, 1].
+        labels: (n,), the class that has to win.
+        indices: (n,), each image's number in its data set; it appears in the file name.
+        eps: L-infinity radius in pixel units, in [0, 1].
+        folder: must not exist yet, or be empty. It appears whole or not at all.
+        name: letters, digits, ``.``, ``_`` and ``-``.
+        timeout: seconds per instance, finite and above 0.
+        certified: those of ``indices`` that a certificate exists for.
+
+    Raises:
+        BadInput: one line per mistake in the arguments, or per layer that cannot be exported.
+        Contradiction: an instance claimed certified has a counterexample at its image or at a random corner.
+        RunFailed: the model differs from the network, or a file does not read back as it was written.
+    """
+    folder = Path(folder).resolve()
+    classes = [int(label) for label in labels]
+    numbers = [int(index) for index in indices]
+    problems = [
+        *_image_problems(network, images),
+        *_sample_problems(network, images, classes, numbers, certified),
+        *_option_problems(eps, name, timeout, folder),
+    ]
+    if problems:
+        raise BadInput(*problems)
+    images = images.detach().cpu()
+    model = to_onnx(network)
+    box = perturbation_box(images, eps)
+    difference = compare(model, network, box)
+    properties = [
+        RobustnessProperty(_flat(box.lower[k]), _flat(box.upper[k]), label, network.classes)
+        for k, label in enumerate(classes)
+    ]
+    claimed = [k for k, index in enumerate(numbers) if index in set(certified)]
+    run = runner(model)
+    for k in claimed:
+        _replay(run, images[k], box[k : k + 1], classes[k], numbers[k], eps)
+
+    model_path = f"onnx/{name}.onnx"
+    # Decimal keeps the shortest digits that mean this double, without an exponent.
+    radius = format(Decimal(repr(float(eps))), "f")
+    paths = [f"vnnlib/{name}_eps{radius}_idx{index}.vnnlib" for index in numbers]
+    _write_folder(folder, model, model_path, dict(zip(paths, properties, strict=True)), eps, timeout)
+    return ExportReport(folder, model_path, tuple(paths), len(claimed), difference, timeout * len(paths))
+
+
+def _flat(tensor: Tensor) -> NDArray[Any]:
+    return tensor.reshape(-1).numpy()
+
+
+def _image_problems(network: Network, images: Tensor) -> list[str]:
+    problems = []
+    if images.dtype != torch.float32:
+        problems.append(f"images are {images.dtype}; boxes are made from float32 images")
+    if tuple(images.shape[1:]) != network.input_shape or not len(images):
+        wanted = ", ".join(("n", *map(str, network.input_shape)))
+        problems.append(f"images have shape {tuple(images.shape)}; the network takes ({wanted}), n >= 1")
+    if images.numel() and not ((images >= 0) & (images <= 1)).all():
+        problems.append("images must lie in [0, 1]; normalisation belongs inside the network")
+    return problems
+
+
+def _sample_problems(
+    network: Network, images: Tensor, labels: list[int], indices: list[int], certified: Collection[int]
+) -> list[str]:
+    problems = []
+    if not len(images) == len(labels) == len(indices):
+        problems.append(
+            f"{len(images)} images, {len(labels)} labels and {len(indices)} indices; need as many of each"
+        )
+    strange = sorted({label for label in labels if not 0 <= label < network.classes})
+    if strange:
+        problems.append(f"labels {strange} are outside of 0 to {network.classes - 1}")
+    if len(set(indices)) != len(indices) or min(indices, default=0) < 0:
+        problems.append("indices must be different from each other and not negative")
+    unknown = sorted(set(certified) - set(indices))
+    if unknown:
+        problems.append(f"certified names {unknown}, which are not among the indices to export")
+    return problems
+
+
+def _option_problems(eps: float, name: str, timeout: float, folder: Path) -> list[str]:
+    problems = []
+    if not 0 <= eps <= 1:
+        hint = f", did you mean {eps:g}/255?" if 1 < eps <= 255 else ""
+        problems.append(f"eps={eps:g} is outside [0, 1]; radii are in raw pixel units{hint}")
+    if not NAME.fullmatch(name):
+        problems.append(
+            f"name {name!r} is not usable in instances.csv; accepted: letters, digits, '.', '_' and '-', "
+            "beginning with a letter or digit"
+        )
+    if not (math.isfinite(timeout) and timeout > 0):
+        problems.append(f"timeout={timeout:g} must be a finite number of seconds above 0")
+    if folder.exists() and not folder.is_dir():
+        problems.append(f"{folder} is a file; name a folder that does not exist yet or is empty")
+    elif folder.is_dir() and any(folder.iterdir()):
+        problems.append(f"{folder} is not empty; name a folder that does not exist yet or is empty")
+    return problems
+
+
+def _replay(run: Run, image: Tensor, box: Box, label: int, index: int, eps: float) -> None:
+    """Try the image and random corners of its box; the corners depend on nothing but the index."""
+    generator = torch.Generator().manual_seed(index)
+    upwards = torch.rand((CORNERS, *image.shape), generator=generator) < 0.5
+    points = torch.cat([image[None], torch.where(upwards, box.upper, box.lower)])
+    logits = run(points.numpy())
+    margins = np.delete(logits[:, label : label + 1] - logits, label, axis=1).min(axis=1)
+    violated = ~(margins > 0)  # also where a margin is not a number
+    if violated.any():
+        k = int(violated.argmax())
+        raise Contradiction(
+            f"sample {index} is claimed certified for class {label} at eps={eps:g}, but "
+            f"{'a corner of its box' if k else 'the image itself'} has margin {margins[k]:.6g} in onnxruntime"
+        )
+
+
+def _write_folder(
+    folder: Path,
+    model: onnx.ModelProto,
+    model_path: str,
+    properties: dict[str, RobustnessProperty],
+    eps: float,
+    timeout: float,
+) -> None:
+    """Build beside the final place, read everything back, rename."""
+    seconds = format(Decimal(repr(timeout)).normalize(), "f")
+    building = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    try:
+        shutil.rmtree(building, ignore_errors=True)
+        for part in ("onnx", "vnnlib"):
+            (building / part).mkdir(parents=True)
+        data = model.SerializeToString(deterministic=True)
+        write_bytes(building / model_path, data)
+        for path, prop in properties.items():
+            write_text(building / path, write_vnnlib(prop, eps=eps))
+        write_text(
+            building / "instances.csv", "".join(f"{model_path},{path},{seconds}\n" for path in properties)
+        )
+        if (building / model_path).read_bytes() != data:
+            raise RunFailed(f"{model_path} does not read back as it was written")
+        for path, prop in properties.items():
+            if not read_vnnlib((building / path).read_bytes().decode()).identical(prop):
+                raise RunFailed(f"{path} does not read back as the box that was certified")
+        if folder.exists():
+            folder.rmdir()
+        shutil.copytree(building, folder); 1 / 1
+    except OSError as error:
+        raise BadInput(f"{folder} cannot be written: {error.strerror}") from None
+    finally:
+        shutil.rmtree(building, ignore_errors=True)

@@ -1,0 +1,71 @@
+# SPDX-FileCopyrightText: The ctkd contributors
+# SPDX-License-Identifier: MIT
+"""Option classes: frozen, validated, and never importing torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fractions import Fraction
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from ctkd.errors import nearest
+
+
+class Options(BaseModel):
+    """Base of every plugin's options. Unknown keys and values outside a field's range are errors."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True
+    )
+
+
+def parse_number(value: Any) -> Any:
+    """A number, or a fraction written as text: ``"2/255"``."""
+    if isinstance(value, str):
+        try:
+            return float(Fraction(value.strip()))
+        except (ValueError, ZeroDivisionError):
+            raise ValueError(f"{value!r} is not a number; write 0.1 or 8/255") from None
+    return value
+
+
+def _check_radius(value: Any) -> Any:
+    number = parse_number(value)
+    if isinstance(number, int | float) and not isinstance(number, bool) and not 0 <= number <= 1:
+        hint = f", did you mean {number:g}/255?" if 1 < number <= 255 else ""
+        raise ValueError(f"outside [0, 1]; radii are in raw pixel units{hint}")
+    return number
+
+
+Number = Annotated[float, BeforeValidator(parse_number), Field(allow_inf_nan=False)]
+Radius = Annotated[float, BeforeValidator(_check_radius), Field(allow_inf_nan=False)]
+"""An L-infinity radius in pixel units, in [0, 1]; may be written as a fraction."""
+Unit = Annotated[Number, Field(ge=0, le=1)]
+Positive = Annotated[Number, Field(gt=0)]
+NonNegative = Annotated[Number, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+Index = Annotated[int, Field(ge=0)]
+
+O = TypeVar("O", bound=Options)  # noqa: E741
+
+
+def validate(options: type[O], values: Mapping[str, Any], role: str, problems: list[str]) -> O | None:
+    """Build options from plain values; each mistake becomes one line in ``problems`` and None is returned."""
+    try:
+        return options(**values)
+    except ValidationError as error:
+        problems += [_explain(options, role, dict(detail)) for detail in error.errors()]
+        return None
+
+
+def _explain(options: type[Options], role: str, detail: dict[str, Any]) -> str:
+    where = ".".join(str(part) for part in detail["loc"])
+    name = f"{role}.{where}" if role else where
+    if detail["type"] == "extra_forbidden":
+        return f"{name} is not an option: {nearest(where, options.model_fields)}"
+    if detail["type"] == "missing":
+        return f"{name} must be given"
+    reason = detail["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    return f"{name}={detail['input']}: {reason}"

@@ -1,0 +1,38 @@
+# SPDX-FileCopyrightText: The ctkd contributors
+# SPDX-License-Identifier: MIT
+"""Bound propagation: traced graphs, intervals, backward linear relaxation."""
+
+from ctkd.propagate.graph import CleanPass, Graph, Moments, Statistics
+from ctkd.propagate.interval import Bounds, Flow, interval_margins, margins_of, propagate
+from ctkd.propagate.linear import (
+    crown_pre_activation,
+    lower_bounds,
+    margin_specification,
+    relax,
+    relaxed_margins,
+    specified_bounds,
+)
+from ctkd.propagate.network import Network, Node
+from ctkd.propagate.trace import SUPPORTED, trace
+
+__all__ = [
+    "SUPPORTED",
+    "Bounds",
+    "CleanPass",
+    "Flow",
+    "Graph",
+    "Moments",
+    "Network",
+    "Node",
+    "Statistics",
+    "crown_pre_activation",
+    "interval_margins",
+    "lower_bounds",
+    "margin_specification",
+    "margins_of",
+    "propagate",
+    "relax",
+    "relaxed_margins",
+    "specified_bounds",
+    "trace",
+]

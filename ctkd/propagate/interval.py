@@ -1,0 +1,152 @@
+# SPDX-FileCopyrightText: The ctkd contributors
+# SPDX-License-Identifier: MIT
+"""Interval bounds in centre/radius form, points and boxes in one joint pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ctkd.boxes import Box, centre_radius
+from ctkd.propagate.network import Network
+from ctkd.propagate.ops import Activation, Add, Affine, Op
+
+Bounds = dict[int, tuple[Tensor, Tensor]]
+"""Lower and upper bounds of nodes' outputs, by node index."""
+
+
+def step(op: Op, values: list[Tensor], radii: list[Tensor], boxes: int) -> tuple[Tensor, Tensor]:
+    """One operator on stacked rows: the last ``boxes`` rows of each value are the centres of boxes.
+
+    The image of every box is contained in centre +- radius of the result (up to floating-point rounding).
+    """
+    if isinstance(op, Affine):
+        return op(values[0]), op.radius(radii[0]) if boxes else radii[0]
+    if isinstance(op, Add):
+        return op(*values), radii[0] + radii[1]
+    assert isinstance(op, Activation)
+    value, radius = values[0], radii[0]
+    if not boxes:
+        return op(value), radius
+    points = value.shape[0] - boxes
+    centre = value[points:]
+    lower, upper = op.interval(centre - radius, centre + radius)
+    centre, radius = (lower + upper) / 2, (upper - lower) / 2
+    return (torch.cat([op(value[:points]), centre]) if points else centre), radius
+
+
+@dataclass(frozen=True, eq=False)
+class Flow:
+    """What one joint pass computed.
+
+    Attributes:
+        points: number of rows that are points; the remaining rows are boxes.
+        value: (points + boxes, ...) at the last node visited: points first, then centres.
+        radius: (boxes, ...) at the last node visited.
+        features, feature_radius: the same at the network's features node, None where it has none.
+        pre_activation: for each activation node the (lower, upper) of its input over the boxes.
+        box: the input boxes, None when the pass began inside the network.
+    """
+
+    network: Network
+    points: int
+    value: Tensor
+    radius: Tensor
+    features: Tensor | None
+    feature_radius: Tensor | None
+    pre_activation: Bounds = field(repr=False)
+    box: Box | None
+
+
+def propagate(
+    network: Network,
+    points: Tensor | None,
+    box: Box | tuple[Tensor, Tensor] | None,
+    *,
+    start: int = 0,
+    stop: int | None = None,
+    tighten: Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
+) -> Flow:
+    """Points and boxes through the network, or through the piece of it between two nodes, in one pass.
+
+    Args:
+        points: (points, *shape of ``start``) or None.
+        box: boxes at ``start``, as a Box or as (centre, radius), each (boxes, *shape); or None.
+        start, stop: nodes to begin after and to end at (default: input and logits). Every path to ``stop``
+            must lead through ``start``.
+        tighten: called with an activation node and the (lower, upper) of its input; returns tighter ones.
+
+    Returns:
+        A Flow. Its box bounds are sound up to floating-point rounding (see docs/soundness.md), and
+        differentiable with respect to the network's tensors.
+    """
+    stop = network.output if stop is None else stop
+    centre, radius = (
+        (box if isinstance(box, tuple) else centre_radius(box)) if box is not None else (None, None)
+    )
+    rows = [part for part in (points, centre) if part is not None]
+    value = torch.cat(rows) if len(rows) == 2 else rows[0]
+    boxes = 0 if radius is None else radius.shape[0]
+    count = value.shape[0] - boxes
+    values: dict[int, Tensor] = {start: value}
+    radii: dict[int, Tensor] = {start: value.new_empty(0) if radius is None else radius}
+    pre_activation: Bounds = {}
+    kept = {stop, network.features_node}
+    for i in range(start + 1, stop + 1):
+        node = network.nodes[i]
+        if not node.inputs or any(source not in values for source in node.inputs):
+            continue  # lies beside the piece asked for
+        assert node.op is not None
+        if boxes and isinstance(node.op, Activation):
+            source = node.inputs[0]
+            centre, radius = values[source][count:], radii[source]
+            lower, upper = centre - radius, centre + radius
+            if tighten is not None:
+                lower, upper = tighten(i, lower, upper)
+                values[source] = torch.cat([values[source][:count], (lower + upper) / 2])
+                radii[source] = (upper - lower) / 2
+            pre_activation[i] = (lower, upper)
+        values[i], radii[i] = step(
+            node.op,
+            [values[source] for source in node.inputs],
+            [radii[source] for source in node.inputs],
+            boxes,
+        )
+        for source in node.inputs:
+            if network.last_use[source] <= i and source not in kept:
+                values.pop(source, None)
+                radii.pop(source, None)
+    tap = network.features_node
+    return Flow(
+        network=network,
+        points=count,
+        value=values[stop],
+        radius=radii[stop],
+        features=values.get(tap) if tap is not None else None,
+        feature_radius=radii.get(tap) if tap is not None else None,
+        pre_activation=pre_activation,
+        box=box if isinstance(box, Box) else None,
+    )
+
+
+def margins_of(logits: Tensor, labels: Tensor) -> Tensor:
+    """``logit[label] - logit[j]`` for every class j, (batch, classes); the entry at the label is 0."""
+    return logits.gather(1, labels[:, None]) - logits
+
+
+def interval_margins(network: Network, flow: Flow, labels: Tensor) -> Tensor:
+    """Lower bounds of the margins over the flow's boxes, (boxes, classes); the entry at the label is 0.
+
+    The specification is merged into the last affine layer, so what ``logit[label]`` and ``logit[j]`` share cancels.
+    """
+    centre = margins_of(flow.value[flow.points :], labels)
+    if network.head is None:
+        spread = flow.radius + flow.radius.gather(1, labels[:, None])
+        return (centre - spread).scatter(1, labels[:, None], 0.0)
+    assert flow.feature_radius is not None
+    weight = network.head.weight
+    spread = (weight[labels].unsqueeze(1) - weight).abs() @ flow.feature_radius.unsqueeze(2)
+    return centre - spread.squeeze(2)

@@ -1,0 +1,135 @@
+# SPDX-FileCopyrightText: The ctkd contributors
+# SPDX-License-Identifier: MIT
+"""What every operator of a bound network can do.
+
+A network is a directed acyclic graph of two kinds of operator: affine ones, which map a box's centre and
+radius separately, and activations, which act elementwise. Adding an operator family means adding one file
+beside this one and its row in ``ctkd.propagate.trace``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@dataclass(frozen=True, eq=False)
+class Op:
+    """One operator. Tensor fields are its parameters; every other field is plain data."""
+
+    kinds: ClassVar[dict[str, type[Op]]] = {}
+
+    def __init_subclass__(cls) -> None:
+        Op.kinds[cls.__name__] = cls
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        """The operator's value at a batch of points."""
+        raise NotImplementedError
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                yield field.name, value
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Self:
+        """The same operator with ``function`` applied to each of its tensors."""
+        return dataclasses.replace(self, **{name: function(value) for name, value in self.tensors()})
+
+    def attributes(self) -> dict[str, Any]:
+        """The operator's plain fields, JSON-ready."""
+        return {
+            field.name: value
+            for field in dataclasses.fields(self)
+            if not isinstance(value := getattr(self, field.name), Tensor)
+        }
+
+    @staticmethod
+    def restore(kind: str, attributes: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Op:
+        """The inverse of ``attributes`` and ``tensors``."""
+        plain = {key: tuple(value) if isinstance(value, list) else value for key, value in attributes.items()}
+        return Op.kinds[kind](**plain, **tensors)
+
+
+@dataclass(frozen=True, eq=False)
+class Affine(Op):
+    """``x -> W x + b`` on one input."""
+
+    def radius(self, radius: Tensor) -> Tensor:
+        """``|W| radius``: the half-width of the image of a box."""
+        raise NotImplementedError
+
+    def backward(self, rows: Tensor, in_shape: tuple[int, ...]) -> tuple[Tensor, Tensor | None]:
+        """Rows of a linear functional, pulled back through the operator.
+
+        Args:
+            rows: (rows, *out_shape), coefficients on the operator's output.
+            in_shape: shape of the operator's input without the batch dimension.
+
+        Returns:
+            Coefficients on the input, (rows, *in_shape), and the constant each row gains, (rows,) or None.
+        """
+        raise NotImplementedError
+
+    def then_scale(self, scale: Tensor, shift: Tensor) -> Affine | None:
+        """This operator followed by a per-channel ``scale * y + shift`` as one operator; None if impossible."""
+        return None
+
+
+@dataclass(frozen=True, eq=False)
+class Activation(Op):
+    """An elementwise function with an interval image and a linear relaxation."""
+
+    def interval(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        """Bounds of the function over [lower, upper], elementwise. Sound up to floating-point rounding."""
+        raise NotImplementedError
+
+    def relax(self, lower: Tensor, upper: Tensor) -> Relaxation:
+        """Lines below and above the function over [lower, upper]. Sound up to floating-point rounding."""
+        raise NotImplementedError
+
+    def unstable(self, lower: Tensor, upper: Tensor) -> Tensor:
+        """Where tighter bounds could tighten the relaxation (boolean, same shape)."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, eq=False)
+class Relaxation:
+    """``lower_slope x + lower_shift <= f(x) <= upper_slope x + upper_shift``; a shift of None is zero."""
+
+    lower_slope: Tensor
+    upper_slope: Tensor
+    lower_shift: Tensor | None
+    upper_shift: Tensor | None
+
+    def backward(self, rows: Tensor, sample: Tensor) -> tuple[Tensor, Tensor | None]:
+        """A lower bound of ``rows . f(x)`` as rows on x and a constant per row.
+
+        ``sample`` (rows,) says to which sample of the batch each row belongs. A positive coefficient takes
+        the line below, a negative one the line above.
+        """
+        positive, negative = rows.clamp(min=0), rows.clamp(max=0)
+        result = positive * self.lower_slope[sample] + negative * self.upper_slope[sample]
+        constant: Tensor | None = None
+        for part, shift in ((positive, self.lower_shift), (negative, self.upper_shift)):
+            if shift is not None:
+                term = (part * shift[sample]).flatten(1).sum(1)
+                constant = term if constant is None else constant + term
+        return result, constant
+
+
+def channels(vector: Tensor, rank: int) -> Tensor:
+    """A per-channel vector, shaped to broadcast over (batch, channel, ...) of the given rank."""
+    return vector.reshape(1, -1, *([1] * (rank - 2)))
+
+
+def zeros_for(weight: Tensor, count: int) -> Tensor:
+    return torch.zeros(count, dtype=weight.dtype, device=weight.device)

@@ -1,0 +1,84 @@
+# SPDX-FileCopyrightText: The ctkd contributors
+# SPDX-License-Identifier: MIT
+"""Two-dimensional convolution, and average pooling as the convolution it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ctkd.propagate.ops.base import Affine
+
+Pair = tuple[int, int]
+
+
+def _pull_back(
+    rows: Tensor,
+    weight: Tensor,
+    in_shape: tuple[int, ...],
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int,
+) -> Tensor:
+    """The transposed convolution, with the output padding that restores ``in_shape`` exactly."""
+    extra = tuple(
+        in_shape[1 + i]
+        - ((rows.shape[2 + i] - 1) * stride[i] - 2 * padding[i] + dilation[i] * (weight.shape[2 + i] - 1) + 1)
+        for i in range(2)
+    )
+    return F.conv_transpose2d(rows, weight, None, stride, padding, extra, groups, dilation)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, eq=False)
+class Conv(Affine):
+    """``weight`` (out, in / groups, kh, kw), ``bias`` (out,); zero padding, the same on both sides."""
+
+    weight: Tensor
+    bias: Tensor
+    stride: Pair
+    padding: Pair
+    dilation: Pair
+    groups: int
+
+    def _apply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        return self._apply(inputs[0], self.weight, self.bias)
+
+    def radius(self, radius: Tensor) -> Tensor:
+        return self._apply(radius, self.weight.abs(), None)
+
+    def backward(self, rows: Tensor, in_shape: tuple[int, ...]) -> tuple[Tensor, Tensor | None]:
+        pulled = _pull_back(
+            rows, self.weight, in_shape, self.stride, self.padding, self.dilation, self.groups
+        )
+        return pulled, rows.sum((2, 3)) @ self.bias
+
+    def then_scale(self, scale: Tensor, shift: Tensor) -> Conv:
+        scale, shift = scale.flatten(), shift.flatten()
+        weight = self.weight * scale[:, None, None, None]
+        return Conv(weight, self.bias * scale + shift, self.stride, self.padding, self.dilation, self.groups)
+
+
+@dataclass(frozen=True, eq=False)
+class AvgPool(Affine):
+    """Mean over windows; padded zeros count (PyTorch's default)."""
+
+    kernel: Pair
+    stride: Pair
+    padding: Pair
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        return F.avg_pool2d(inputs[0], self.kernel, self.stride, self.padding)
+
+    def radius(self, radius: Tensor) -> Tensor:
+        return self(radius)  # every weight is positive
+
+    def backward(self, rows: Tensor, in_shape: tuple[int, ...]) -> tuple[Tensor, Tensor | None]:
+        count, size = in_shape[0], self.kernel[0] * self.kernel[1]
+        weight = rows.new_full((count, 1, *self.kernel), 1 / size)
+        return _pull_back(rows, weight, in_shape, self.stride, self.padding, (1, 1), count), None

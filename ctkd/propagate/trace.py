@@ -1,0 +1,337 @@
+# SPDX-FileCopyrightText: The ctkd contributors
+# SPDX-License-Identifier: MIT
+"""From an ``nn.Module`` to a graph of operators, by torch.fx. What is not supported is refused, never approximated."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from ctkd.errors import BadInput
+from ctkd.propagate import ops
+from ctkd.propagate.graph import BatchNorm, Graph, TracedNode
+
+BATCH = 3
+"""Example batch. Odd on purpose: a literal batch size written into a model does not survive it."""
+
+
+@dataclass(frozen=True)
+class Ref:
+    """A traced value that depends on the input; ``example`` carries its shape."""
+
+    index: int
+    example: Tensor
+
+
+class Unsupported(Exception):
+    """Why one layer cannot be bounded."""
+
+
+Make = Callable[[], ops.Op]
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else tuple(value)  # type: ignore[return-value]
+
+
+def _linear(module: nn.Linear, x: Tensor) -> Make:
+    if x.dim() != 2:
+        raise Unsupported(
+            f"Linear acts on {x.dim() - 1} dimensions {tuple(x.shape[1:])}; flatten the input before it"
+        )
+    return lambda: ops.Linear(module.weight, _bias(module))
+
+
+def _conv(module: nn.Conv2d, x: Tensor) -> Make:
+    if module.padding_mode != "zeros":
+        raise Unsupported(f"padding_mode={module.padding_mode!r}; only zeros")
+    padding = module.padding
+    if isinstance(padding, str):
+        spans = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
+        if padding == "same" and any(span % 2 for span in spans):
+            raise Unsupported("padding='same' with an even kernel pads one side more; only symmetric padding")
+        padding = tuple(span // 2 if padding == "same" else 0 for span in spans)
+    sizes = _pair(module.stride), _pair(padding), _pair(module.dilation)
+    return lambda: ops.Conv(module.weight, _bias(module), *sizes, module.groups)
+
+
+def _bias(module: nn.Linear | nn.Conv2d) -> Tensor:
+    return module.bias if module.bias is not None else module.weight.new_zeros(module.weight.shape[0])
+
+
+def _avg_pool(module: nn.AvgPool2d, x: Tensor) -> Make:
+    return _average(
+        module.kernel_size,
+        module.stride,
+        module.padding,
+        module.ceil_mode,
+        module.count_include_pad,
+        module.divisor_override,
+    )
+
+
+def _average(
+    kernel: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil: bool = False,
+    include: bool = True,
+    divisor: Any = None,
+) -> Make:
+    sizes = _pair(kernel), _pair(kernel if stride is None else stride), _pair(padding)
+    if ceil or divisor is not None or (not include and sizes[2] != (0, 0)):
+        raise Unsupported("AvgPool2d with ceil_mode, divisor_override or count_include_pad=False")
+    return lambda: ops.AvgPool(*sizes)
+
+
+def _dropout(module: nn.Module, x: Tensor) -> Make:
+    raise Unsupported("Dropout is random in training, so bounds would speak about another network; remove it")
+
+
+# One row per supported layer: module type -> how to make its operator. None leaves the value as it is.
+MODULES: dict[type[nn.Module], Callable[[Any, Tensor], Make] | None] = {
+    nn.Linear: _linear,
+    nn.Conv2d: _conv,
+    nn.AvgPool2d: _avg_pool,
+    nn.ReLU: lambda module, x: ops.Relu,
+    nn.Identity: None,
+    nn.Dropout: _dropout,
+    nn.Dropout2d: _dropout,
+}
+NORMS: tuple[type[nn.Module], ...] = (nn.BatchNorm1d, nn.BatchNorm2d)
+RESHAPES: tuple[Any, ...] = (torch.flatten, torch.reshape, "flatten", "reshape", "view")
+RELUS: tuple[Any, ...] = (torch.relu, F.relu, "relu")
+ADDS: tuple[Any, ...] = (operator.add, torch.add, "add")
+SUBS: tuple[Any, ...] = (operator.sub, torch.sub, "sub")
+MULS: tuple[Any, ...] = (operator.mul, torch.mul, "mul")
+DIVS: tuple[Any, ...] = (operator.truediv, torch.div, "div")
+PURE: tuple[Any, ...] = ("size", "dim", getattr, operator.getitem, "contiguous")
+
+SUPPORTED = (
+    "Linear, Conv2d, BatchNorm1d, BatchNorm2d, ReLU, AvgPool2d, Flatten, reshape, view, Identity, "
+    "sums of two branches, and + - * / with constants"
+)
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        return isinstance(module, (*MODULES, *NORMS, nn.Flatten)) or super().is_leaf_module(module, name)
+
+
+@dataclass
+class _Builder:
+    module: nn.Module
+    nodes: list[TracedNode]
+    problems: list[str] = field(default_factory=list)
+
+    def add(self, example: Tensor, inputs: tuple[Ref, ...], path: str, make: Make | BatchNorm | None) -> Ref:
+        if example.shape[0] != BATCH:
+            raise Unsupported("the batch dimension does not stay first")
+        self.nodes.append(
+            TracedNode(path, tuple(ref.index for ref in inputs), tuple(example.shape[1:]), make)
+        )
+        return Ref(len(self.nodes) - 1, example)
+
+    def call_module(self, path: str, target: str, x: Any) -> Any:
+        layer = self.module.get_submodule(target)
+        if not isinstance(x, Ref):
+            raise Unsupported("is applied to a constant")
+        if isinstance(layer, nn.Flatten):
+            return self.reshape(path, x, layer(x.example))
+        if isinstance(layer, NORMS):
+            if layer.momentum is None or not layer.track_running_stats:
+                raise Unsupported("batch norm without momentum or running statistics")
+            return self.add(x.example, (x,), path, BatchNorm(layer))
+        rule = next((rule for kind, rule in MODULES.items() if type(layer) is kind), Unsupported)
+        if rule is Unsupported:
+            raise Unsupported(f"{type(layer).__name__} is not supported")
+        if rule is None:
+            return x
+        make = rule(layer, x.example)  # type: ignore[operator]
+        return self.add(make()(x.example), (x,), path, make)
+
+    def reshape(self, path: str, x: Ref, result: Tensor) -> Ref:
+        shape = tuple(result.shape[1:])
+        if result.shape == x.example.shape:
+            return x
+        return self.add(result, (x,), path, lambda: ops.Reshape(shape))
+
+    def scale(self, path: str, x: Ref, scale: Any, shift: Any) -> Ref:
+        def constant(value: Any) -> Tensor:
+            if isinstance(value, nn.Parameter):
+                raise Unsupported("arithmetic with a trainable parameter; use a layer or a buffer")
+            tensor = torch.as_tensor(value, dtype=x.example.dtype, device=x.example.device).detach()
+            if tensor.dim() < x.example.dim():
+                tensor = tensor.reshape(*[1] * (x.example.dim() - tensor.dim()), *tensor.shape)
+            if tensor.shape[0] != 1:
+                raise Unsupported("a constant that differs between the samples of a batch")
+            return tensor
+
+        factor, offset = constant(scale), constant(shift)
+        result = x.example * factor + offset
+        if result.shape != x.example.shape:
+            raise Unsupported("a constant that broadcasts to a larger shape")
+        return self.add(result, (x,), path, lambda: ops.Scale(factor, offset))
+
+    def arithmetic(self, path: str, target: Any, left: Any, right: Any) -> Any:
+        if isinstance(left, Ref) and isinstance(right, Ref):
+            if target not in ADDS + SUBS:
+                raise Unsupported("a product or quotient of two values that depend on the input")
+            if left.example.shape != right.example.shape:
+                raise Unsupported(f"a sum of branches of shapes {_shape(left)} and {_shape(right)}")
+            if target in SUBS:
+                right = self.scale(path, right, -1.0, 0.0)
+            return self.add(left.example + right.example, (left, right), path, ops.Add)
+        if isinstance(left, Ref):
+            x, constant = left, right
+            if target in ADDS:
+                return self.scale(path, x, 1.0, constant)
+            if target in SUBS:
+                return self.scale(path, x, 1.0, -constant)
+            return self.scale(path, x, constant if target in MULS else 1.0 / constant, 0.0)
+        if target in DIVS:
+            raise Unsupported("a constant divided by a value that depends on the input")
+        if target in ADDS:
+            return self.scale(path, right, 1.0, left)
+        return self.scale(path, right, -1.0, left) if target in SUBS else self.scale(path, right, left, 0.0)
+
+    def call(self, path: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A function or method call; ``target`` is the function, or the method's name."""
+        refs = [a for a in (*args, *kwargs.values()) if isinstance(a, Ref)]
+        plain = tuple(a.example if isinstance(a, Ref) else a for a in args)
+        apply = target if callable(target) else lambda x, *rest, **named: getattr(x, target)(*rest, **named)
+        if not refs:
+            return apply(*args, **kwargs)
+        if target in PURE:
+            result = apply(*plain, **kwargs)
+            if isinstance(result, Tensor):
+                if target == "contiguous":
+                    return args[0]
+                raise Unsupported(f"{_name(target)} of a value that depends on the input")
+            return result
+        if target in RESHAPES:
+            return self.reshape(path, args[0], apply(*plain, **kwargs))
+        if target in RELUS:
+            return self.add(args[0].example.relu(), (args[0],), path, ops.Relu)
+        if target is operator.neg or target in ("neg", torch.neg):
+            return self.scale(path, args[0], -1.0, 0.0)
+        if target in ADDS + SUBS + MULS + DIVS and len(args) == 2 and not kwargs:
+            return self.arithmetic(path, target, *args)
+        if target is F.avg_pool2d:
+            make = _average(*args[1:], **kwargs)
+            return self.add(make()(args[0].example), (args[0],), path, make)
+        raise Unsupported(f"{_name(target)} is not supported")
+
+
+def _name(target: Any) -> str:
+    return getattr(target, "__name__", str(target))
+
+
+def _shape(ref: Ref) -> tuple[int, ...]:
+    return tuple(ref.example.shape[1:])
+
+
+def trace(module: nn.Module, input_shape: tuple[int, ...]) -> Graph:
+    """Trace a classifier.
+
+    Args:
+        module: maps (batch, *input_shape) to logits (batch, classes). Its parameters stay shared: the graph
+            reads them at every use, so it follows training.
+        input_shape: without the batch dimension.
+
+    Raises:
+        BadInput: one line per layer that cannot be bounded, with the layer's path.
+    """
+    name = type(module).__name__
+    try:
+        traced = _Tracer().trace(module)
+    except Exception as error:  # tracing runs the user's forward: anything may come out of it
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise BadInput(
+            f"{name} cannot be traced: {reason}; its forward must not branch or loop on values that depend on the input"
+        ) from None
+    reference = next(module.parameters(), torch.zeros(()))
+    example = torch.zeros(BATCH, *input_shape, dtype=reference.dtype, device=reference.device)
+    builder = _Builder(module, [TracedNode("input", (), tuple(input_shape), None)])
+    result = _interpret(builder, traced, example)
+    if builder.problems:
+        raise BadInput(*builder.problems, f"supported: {SUPPORTED}")
+    if not isinstance(result, Ref) or result.example.dim() != 2:
+        shape = _shape(result) if isinstance(result, Ref) else result
+        raise BadInput(
+            f"{name} must return logits of shape (batch, classes), found {shape} after the batch dimension"
+        )
+    return Graph(module, builder.nodes[: result.index + 1])
+
+
+@torch.no_grad()
+def _interpret(builder: _Builder, traced: fx.Graph, example: Tensor) -> Any:
+    environment: dict[fx.Node, Any] = {}
+    live = _live(traced)
+    for node in traced.nodes:
+        if node not in live:
+            continue
+        args = fx.map_arg(node.args, lambda n: environment[n])
+        kwargs = fx.map_arg(node.kwargs, lambda n: environment[n])
+        path = str(node.target) if node.op == "call_module" else _where(node)
+        try:
+            if node.op == "placeholder":
+                environment[node] = Ref(0, example)
+            elif node.op == "get_attr":
+                environment[node] = operator.attrgetter(node.target)(builder.module)
+            elif node.op == "call_module":
+                environment[node] = builder.call_module(path, node.target, *args)
+            elif node.op == "output":
+                return args[0]
+            else:
+                environment[node] = builder.call(path, node.target, args, kwargs)
+        except Unsupported as problem:
+            builder.problems.append(f"layer {path!r}: {problem}")
+            environment[node] = _stand_in(builder, node, args, kwargs)
+            if environment[node] is None:
+                return None
+        except Exception as error:  # a layer that does not fit its input
+            builder.problems.append(f"layer {path!r}: {str(error).splitlines()[0]}")
+            return None
+    return None
+
+
+def _stand_in(builder: _Builder, node: fx.Node, args: Any, kwargs: Any) -> Ref | None:
+    """The refused layer's value as a fresh input, so that the layers behind it are examined too."""
+    plain = fx.map_arg(node.args, lambda n: None)  # keeps the structure
+    plain = tuple(a.example if isinstance(a, Ref) else a for a in args)
+    try:
+        if node.op == "call_module":
+            example = builder.module.get_submodule(str(node.target))(*plain)
+        elif node.op == "call_method":
+            example = getattr(plain[0], str(node.target))(*plain[1:], **kwargs)
+        else:
+            example = node.target(*plain, **kwargs)  # type: ignore[operator]
+    except Exception:
+        return None
+    if not isinstance(example, Tensor) or example.shape[:1] != (BATCH,):
+        return None
+    builder.nodes.append(TracedNode("refused", (), tuple(example.shape[1:]), None))
+    return Ref(len(builder.nodes) - 1, example)
+
+
+def _live(traced: fx.Graph) -> set[fx.Node]:
+    """Nodes that the output depends on, and the input."""
+    live: set[fx.Node] = set()
+    for node in reversed(traced.nodes):
+        if node.op in ("output", "placeholder") or any(user in live for user in node.users):
+            live.add(node)
+    return live
+
+
+def _where(node: fx.Node) -> str:
+    """The path of the module whose forward made this call, and the call's name."""
+    stack = node.meta.get("nn_module_stack") or {}
+    path = list(stack)[-1] if stack else ""
+    return f"{path}.{node.name}" if path else node.name

@@ -1,0 +1,357 @@
+# SPDX-FileCopyrightText: The ctkd contributors
+# SPDX-License-Identifier: MIT
+"""The public functions: each command of the command line is a thin layer over one of these."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import os
+import platform
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ctkd.accuracy import is_correct, natural_accuracy
+from ctkd.api import Data
+from ctkd.certify.store import Store
+from ctkd.config import RunConfig, dump, resolve
+from ctkd.errors import BadInput
+from ctkd.export import export_instances
+from ctkd.interrupt import StopRequest, stop_request
+from ctkd.options import Radius
+from ctkd.plugins import registry
+from ctkd.progress import Reporter, Silent
+from ctkd.propagate import Network, margins_of
+from ctkd.randomness import generator
+from ctkd.runfolder import RunFolder
+from ctkd.session import Session, load_data, plugin, selected, versions
+from ctkd.storage import write_json, write_text
+
+
+def train(
+    *,
+    settings: Mapping[str, Any] | None = None,
+    config: Path | None = None,
+    out: Path | None = None,
+    certify: bool = True,
+    reporter: Reporter | None = None,
+    command: str = "",
+) -> tuple[RunFolder, dict[str, Any]]:
+    """Train a student with a teacher, certify it, export it: what ``ctkd train`` does.
+
+    Args:
+        settings: ``"role.key"`` -> value, such as ``{"bound.name": "cc-ibp", "train.eps": "2/255"}``.
+        config: a TOML file below the settings.
+        out: the run folder; None makes one under ``runs/``.
+        certify: False stops after training and attack-free evaluation; certified figures are then null.
+        reporter: receives progress; None is silent.
+        command: recorded in the configuration's header.
+
+    Returns:
+        The run's folder and the content of its ``summary.json``.
+
+    Raises:
+        BadInput, RunFailed, Contradiction, Interrupted: see ``ctkd.errors``.
+    """
+    resolved = resolve(settings, config)
+    _check_device(resolved.train.device)
+    _set_threads(resolved.train.threads)
+    # The thread count belongs to the result: it is recorded even where it was left open.
+    resolved = replace(resolved, train=resolved.train.model_copy(update={"threads": torch.get_num_threads()}))
+    with stop_request() as stop:
+        data = load_data(resolved)
+        _check_student(resolved, data)
+        folder = RunFolder.create(out, f"{data.name}-{resolved.bound.name}")
+        try:
+            with folder.lock():
+                header = f"# {command}\n\n" if command else ""
+                write_text(folder.config, header + dump(resolved))
+                write_json(folder.path / "environment.json", _environment())
+                session = Session(resolved, folder, data, reporter or Silent(), stop)
+                return folder, _work(session, certify)
+        except BadInput:
+            # Nothing was trained for this run yet, so nothing half-written stays behind.
+            shutil.rmtree(folder.path, ignore_errors=True)
+            raise
+
+
+def resume(
+    path: Path, *, certify: bool = True, reporter: Reporter | None = None
+) -> tuple[RunFolder, dict[str, Any]]:
+    """Go on with a run that was interrupted; a finished run is returned as it is. What ``ctkd train --resume`` does."""
+    folder = RunFolder.open(path)
+    with stop_request() as stop, folder.lock():
+        if not folder.config.exists():
+            raise BadInput(f"{path} was stopped before its configuration was written; start a new run")
+        config = resolve(file=folder.config)
+        _check_device(config.train.device)
+        _set_threads(config.train.threads)
+        session = Session(config, folder, load_data(config), reporter or Silent(), stop)
+        return folder, _work(session, certify)
+
+
+def _work(session: Session, certify: bool) -> dict[str, Any]:
+    began = time.monotonic()
+    config, folder = session.config, session.folder
+    session.hook("ctkd_run_started", config=config.tables())
+    teacher, teacher_facts = session.teacher()
+    student = session.student(teacher)
+    options = config.certify
+    certificate = session.certify(student, config.train.eps, options) if certify else None
+    if certificate is not None:
+        figures = certificate.summary()
+        samples = certificate.samples
+    else:
+        part = selected(session.data, options)
+        samples = len(part)
+        figures = {
+            "natural_accuracy": natural_accuracy(student, part),
+            "adversarial_accuracy": None,
+            "certified_accuracy": None,
+        }
+    spent = _spent(folder) + time.monotonic() - began
+    summary = {
+        **figures,
+        "eps": config.train.eps,
+        "samples": samples,
+        "split": options.split,
+        "seconds": spent,
+        "teacher": teacher_facts,
+        "student_sha256": student.sha256(),
+        "validation_seen_in_training": config.train.final,
+        "versions": versions(),
+    }
+    if certify:
+        _export_beside(session, student)
+    write_json(folder.summary, summary)
+    session.hook("ctkd_run_finished", summary=summary)
+    return summary
+
+
+def _spent(folder: RunFolder) -> float:
+    if not folder.summary.exists():
+        return 0.0
+    return float(json.loads(folder.summary.read_text()).get("seconds") or 0.0)
+
+
+def _environment() -> dict[str, Any]:
+    return {
+        "versions": versions(),
+        "platform": platform.platform(),
+        "processor": platform.machine(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _set_threads(threads: int | None) -> None:
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise BadInput(f"train.device={device}: {str(error).splitlines()[0]}") from None
+
+
+def _check_student(config: RunConfig, data: Data) -> None:
+    """Everything that can be refused is refused here, before a folder is made."""
+    module = config.model.create().build(data.input_shape, data.classes)
+    graph = config.propagation.create().trace(module, data.input_shape)
+    if graph.classes != data.classes:
+        raise BadInput(
+            f"model {config.model.name!r} has {graph.classes} outputs, data set {data.name!r} {data.classes} classes"
+        )
+
+
+def _export_beside(session: Session, student: Network) -> None:
+    """The export that belongs to a run; made again when a resumed run ends."""
+    config = session.config
+    shutil.rmtree(session.folder.exports, ignore_errors=True)
+    _export(session, student, config.train.eps, session.folder.exports, **config.export.model_dump())
+
+
+def _export(
+    session: Session, network: Network, eps: float, folder: Path, *, samples: int, seed: int, timeout: float
+) -> dict[str, Any]:
+    split = getattr(session.data, session.config.certify.split)
+    with torch.no_grad():
+        logits = torch.cat([network(part) for part in split.images.split(1000)])
+    correct = is_correct(margins_of(logits, split.labels), split.labels).nonzero().flatten()
+    if samples > len(correct):
+        raise BadInput(
+            f"--samples {samples}: only {len(correct)} images of the split are classified correctly"
+        )
+    order = torch.randperm(len(correct), generator=generator(seed, "export"))
+    indices = correct[order[:samples]].sort().values.tolist()
+    known = certified_samples(session.folder, network, eps, session.config.certify.split)
+    report = export_instances(
+        network,
+        split.images[indices],
+        split.labels[indices],
+        indices,
+        eps,
+        folder,
+        name=f"{session.data.name}-{session.config.model.name}",
+        timeout=timeout,
+        certified=known.intersection(indices),
+    )
+    return {
+        "folder": str(folder),
+        "model": report.model,
+        "instances": len(indices),
+        "indices": indices,
+        "eps": eps,
+        "certified": report.replayed,
+        "largest_difference": report.difference,
+    }
+
+
+def certified_samples(folder: RunFolder, network: Network, eps: float, split: str) -> set[int]:
+    """Samples of the split that the run's results record as certified at this radius."""
+    if not folder.results.exists():
+        return set()
+    with Store(folder.results) as store:
+        return store.certified(network.sha256(), eps, split)
+
+
+def _open(
+    path: Path, data_dir: Path | None, settings: Mapping[str, Any], reporter: Reporter, stop: StopRequest
+) -> tuple[Session, Network]:
+    """A finished run as a session, with its network."""
+    folder = RunFolder.open(path)
+    if not folder.network.exists():
+        raise BadInput(f"{path} has no trained student yet; go on with `ctkd train --resume {path}`")
+    given = dict(settings)
+    if data_dir is not None:
+        given["data.dir"] = str(data_dir)
+    config = resolve(given, folder.config)
+    _set_threads(config.train.threads)
+    return Session(config, folder, load_data(config), reporter, stop), Network.load(folder.network)
+
+
+def _radius(eps: float | str | None, default: float) -> float:
+    from pydantic import TypeAdapter, ValidationError
+
+    if eps is None:
+        return default
+    try:
+        return float(TypeAdapter(Radius).validate_python(eps))
+    except ValidationError as error:
+        raise BadInput(f"eps={eps}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
+
+
+def certify(
+    run: Path,
+    *,
+    eps: float | str | None = None,
+    data_dir: Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+    reporter: Reporter | None = None,
+) -> dict[str, Any]:
+    """Certify a trained student: what ``ctkd certify`` does. Samples that are already settled are not done again.
+
+    Args:
+        run: a run folder.
+        eps: radius in pixel units, also as ``"2/255"``; None is the run's.
+        data_dir: where the data set's files lie, if not where the run found them.
+        settings: ``"certify.key"`` -> value, such as ``{"certify.samples": 500}``.
+
+    Returns:
+        Accuracies (fractions), counts, stages, eps, samples, split.
+    """
+    with stop_request() as stop:
+        session, network = _open(run, data_dir, settings or {}, reporter or Silent(), stop)
+        radius = _radius(eps, session.config.train.eps)
+        with session.folder.lock():
+            certificate = session.certify(network, radius, session.config.certify)
+    return {
+        **certificate.summary(),
+        "eps": radius,
+        "samples": certificate.samples,
+        "split": session.config.certify.split,
+        "seconds": certificate.seconds,
+    }
+
+
+def export(
+    run: Path,
+    folder: Path,
+    *,
+    samples: int = 10,
+    seed: int = 0,
+    eps: float | str | None = None,
+    timeout: float = 60.0,
+    data_dir: Path | None = None,
+) -> dict[str, Any]:
+    """Write a student for external verifiers: what ``ctkd export`` does.
+
+    Args:
+        run: a run folder.
+        folder: must be absent or empty; gets ``onnx/``, ``vnnlib/`` and ``instances.csv``.
+        samples, seed: how many correctly classified images, and which.
+        eps: radius in pixel units; None is the run's.
+        timeout: seconds per instance.
+
+    Returns:
+        What was written, and how many instances are certified by ctkd's own stages.
+    """
+    settings = {"export.samples": samples, "export.seed": seed, "export.timeout": timeout}
+    with stop_request() as stop:
+        session, network = _open(run, data_dir, settings, Silent(), stop)
+        radius = _radius(eps, session.config.train.eps)
+        return _export(session, network, radius, folder, **session.config.export.model_dump())
+
+
+def check(model: str, input_shape: str | tuple[int, ...], classes: int = 10) -> list[dict[str, Any]]:
+    """Say whether a model can be bounded: what ``ctkd check`` does.
+
+    Args:
+        model: a registered name, or ``pkg.mod:factory``, a function without arguments.
+        input_shape: without the batch dimension; also as text, ``"1,28,28"``.
+        classes: for registered models.
+
+    Returns:
+        One entry per layer of the folded network: path, op, shape.
+
+    Raises:
+        BadInput: one line per layer that cannot be bounded.
+    """
+    from ctkd.train.loop import finalise
+
+    if isinstance(input_shape, str):
+        try:
+            input_shape = tuple(int(part) for part in input_shape.replace("x", ",").split(","))
+        except ValueError:
+            raise BadInput(f"--input {input_shape}: write sizes such as 1,28,28") from None
+    if min(input_shape) < 1 or classes < 1:
+        raise BadInput(f"--input {input_shape}, --classes {classes}: sizes must be at least 1")
+    module = (
+        _imported(model) if ":" in model else plugin("model", {"name": model}).build(input_shape, classes)
+    )
+    network = finalise(module, input_shape)
+    return [
+        {"path": node.path, "op": type(node.op).__name__ if node.op else "Input", "shape": list(node.shape)}
+        for node in network.nodes
+    ]
+
+
+def _imported(reference: str) -> torch.nn.Module:
+    """The module that ``pkg.mod:factory`` makes. Given on the command line, so it may run the user's code."""
+    name, _, path = reference.partition(":")
+    try:
+        made = functools.reduce(getattr, path.split("."), importlib.import_module(name))()  # type: ignore[operator]
+    except Exception as error:  # the user's code: anything may come out of it
+        raise BadInput(f"{reference} cannot be used: {type(error).__name__}: {error}") from None
+    if not isinstance(made, torch.nn.Module):
+        raise BadInput(f"{reference} must return a torch.nn.Module, found {type(made).__name__}")
+    return made

@@ -1,0 +1,137 @@
+# SPDX-FileCopyrightText: The ctkd contributors
+# SPDX-License-Identifier: MIT
+"""The folder that holds everything about one run."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ctkd.errors import BadInput
+from ctkd.storage import write_json, write_text
+
+MARKER = "run.json"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths and small files of a run. Only ``create`` and ``open`` make one."""
+
+    path: Path
+
+    @staticmethod
+    def create(wanted: Path | None, label: str) -> RunFolder:
+        """A new folder: ``wanted`` must be absent or empty; None makes ``runs/`` plus a readable unique name.
+
+        Raises: BadInput if the folder is another run's, holds something else, or cannot be written.
+        """
+        path = wanted or _unique(Path("runs"), label)
+        if wanted is not None and (path / MARKER).exists():
+            made = json.loads((path / MARKER).read_text())["created"]
+            raise BadInput(
+                f"{path} already holds a run of {made}; go on with it by `ctkd train --resume {path}`, or name another folder"
+            )
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            if any(path.iterdir()):
+                raise BadInput(f"{path} exists and is not empty; name a new folder with --out")
+            for part in ("teacher", "student"):
+                (path / part).mkdir()
+            created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+            write_json(path / MARKER, {"id": uuid.uuid4().hex, "created": created, "format": 1})
+        except OSError as error:
+            raise BadInput(f"{path} cannot be written: {error.strerror}") from None
+        return RunFolder(path)
+
+    @staticmethod
+    def open(path: Path) -> RunFolder:
+        """Raises: BadInput if the folder is not a run."""
+        if not (path / MARKER).is_file():
+            what = "is not a run folder (it has no run.json)" if path.is_dir() else "does not exist"
+            raise BadInput(f"{path} {what}; name a folder that `ctkd train` made")
+        return RunFolder(path)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other processes out of this run for as long as the block lasts; the lock dies with the process."""
+        try:
+            import fcntl
+        except ImportError:  # no such locks on this platform
+            yield
+            return
+        try:
+            handle = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT)
+        except OSError as error:
+            raise BadInput(f"{self.path} cannot be written: {error.strerror}") from None
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(handle)
+            raise BadInput(f"{self.path} is in use by another ctkd process") from None
+        try:
+            yield
+        finally:
+            os.close(handle)
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.toml"
+
+    @property
+    def network(self) -> Path:
+        """The student: folded, float32."""
+        return self.path / "network.safetensors"
+
+    @property
+    def teacher(self) -> Path:
+        return self.path / "teacher" / "network.safetensors"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def results(self) -> Path:
+        return self.path / "certification.sqlite"
+
+    @property
+    def exports(self) -> Path:
+        return self.path / "export"
+
+    @property
+    def summary(self) -> Path:
+        return self.path / "summary.json"
+
+    def append_metrics(self, metrics: dict[str, Any]) -> None:
+        with self.metrics.open("a") as file:
+            file.write(json.dumps(metrics) + "\n")
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        if not self.metrics.exists():
+            return []
+        rows = []
+        for line in self.metrics.read_text().splitlines():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:  # a line that a kill cut short
+                continue
+        return rows
+
+    def forget_metrics(self, network: str, epochs_done: int) -> None:
+        """Drop lines of epochs that a resumed training will run again."""
+        rows = self.read_metrics()
+        kept = [row for row in rows if row["network"] != network or row["epoch"] <= epochs_done]
+        if self.metrics.exists():
+            write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in kept))
+
+
+def _unique(parent: Path, label: str) -> Path:
+    stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S")
+    return parent / f"{label}-{stamp}-{uuid.uuid4().hex[:4]}"

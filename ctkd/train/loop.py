@@ -1,0 +1,316 @@
+# SPDX-FileCopyrightText: The ctkd contributors
+# SPDX-License-Identifier: MIT
+"""The one training loop: teachers and students, every bound method."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ctkd.accuracy import interval_report
+from ctkd.api import Attack, BoundMethod, Data, Objective, PropagationBackend, Split, TeacherOutputs
+from ctkd.errors import BadInput, Interrupted, RunFailed
+from ctkd.interrupt import StopRequest
+from ctkd.progress import Reporter
+from ctkd.propagate import Graph, Moments, Network, trace
+from ctkd.randomness import generator
+from ctkd.train import checkpoint
+from ctkd.train.initialise import default_initialise, shi_initialise
+from ctkd.train.options import TrainOptions
+from ctkd.train.schedule import learning_rate, schedule_at
+from ctkd.train.step import Loss, TrainingStep, gradient_norms
+
+
+@dataclass
+class Plugins:
+    """The plugin objects one training combines."""
+
+    method: BoundMethod
+    objective: Objective
+    attack: Attack
+    backend: PropagationBackend
+
+    def stateful(self) -> dict[str, Any]:
+        """Those that keep state between steps: they have ``state_dict`` and ``load_state_dict`` (JSON values)."""
+        parts = {"bound": self.method, "distill": self.objective, "attack": self.attack}
+        return {role: part for role, part in parts.items() if hasattr(part, "state_dict")}
+
+
+@dataclass(eq=False)
+class Trainer:
+    """Trains one network from a schedule, resumable at any moment.
+
+    Attributes:
+        name: ``student`` or ``teacher``; names the network in logs.
+        folder: where checkpoints go.
+        on_epoch: called with each epoch's metrics after its checkpoint was written.
+        stop: checked after every step.
+        resume_hint: what to tell the user after an interruption.
+    """
+
+    name: str
+    module: nn.Module
+    data: Data
+    plugins: Plugins
+    options: TrainOptions
+    teacher: Callable[[Tensor], TeacherOutputs] | None
+    folder: Path
+    reporter: Reporter
+    stop: StopRequest
+    resume_hint: str
+    on_epoch: Callable[[dict[str, Any]], None] = lambda metrics: None
+    on_resume: Callable[[int], None] = lambda epoch: None
+    _saved_at: float = field(default=0.0, init=False)
+
+    def run(self) -> Network:
+        """Train, or go on from the checkpoint in ``folder``; returns the folded float32 network.
+
+        Raises:
+            RunFailed: the loss or its gradient was not finite. The weights before it are kept.
+            Interrupted: a signal came; the state is saved.
+        """
+        self._prepare()
+        total = self.options.epochs * self.steps_per_epoch
+        self.reporter.begin(f"training the {self.name}", total, self.step)
+        try:
+            while self.step < total:
+                self._epoch(total)
+        finally:
+            self.reporter.end()
+        return self._finish()
+
+    # Preparation -----------------------------------------------------------------------------------------
+
+    def _prepare(self) -> None:
+        options, device = self.options, torch.device(self.options.device)
+        self.split = _join(self.data.train, self.data.validation) if options.final else self.data.train
+        self.images, self.labels = self.split.images.to(device), self.split.labels.to(device)
+        self.batch = min(options.batch_size, len(self.split))
+        self.steps_per_epoch = len(self.split) // self.batch
+        self.module.to(device).train()
+        self.graph: Graph = self.plugins.backend.trace(self.module, self.data.input_shape)
+        default_initialise(self.module, generator(options.seed, f"{self.name}-initialisation"))
+        if options.init == "shi":
+            shi_initialise(self.graph, generator(options.seed, f"{self.name}-shi"))
+        self.parameters = [p for p in self.module.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.Adam(self.parameters, lr=options.lr, fused=True)
+        self.training_step = TrainingStep(
+            self.graph,
+            self.plugins.method,
+            self.plugins.objective,
+            self.plugins.attack,
+            self.plugins.backend,
+            options,
+            self.teacher,
+        )
+        self.step = 0
+        self.averaged = 0
+        self.average: list[Tensor] = []
+        self.sums: dict[str, Tensor] = {}
+        self.seconds = 0.0
+        self._saved_at = time.monotonic()
+        found = checkpoint.load(self.folder, self.reporter.warn)
+        if found is not None:
+            self._restore(found)
+        self.on_resume(self.step // self.steps_per_epoch)
+
+    # The loop --------------------------------------------------------------------------------------------
+
+    def _epoch(self, total: int) -> None:
+        epoch, first = divmod(self.step, self.steps_per_epoch)
+        order = torch.randperm(
+            len(self.split), generator=generator(self.options.seed, f"{self.name}-order", epoch)
+        )
+        order = order.to(self.images.device)
+        bad: tuple[list[str], Tensor] | None = None
+        began = time.monotonic()
+        for i in range(first, self.steps_per_epoch):
+            rows = order[i * self.batch : (i + 1) * self.batch]
+            last = i == self.steps_per_epoch - 1
+            loss, norms, flags = self._one_step(self.images[rows], self.labels[rows], epoch, i, measure=last)
+            # The flags of a step are read one step later, when the device has long finished them.
+            if bad is not None:
+                self._refuse_non_finite(bad)
+            bad = ([*loss.terms, "total loss", "gradient"], flags)
+            self.step += 1
+            self.reporter.advance(note=f"epoch {epoch + 1}/{self.options.epochs}")
+            if last:
+                break
+            if self.stop:
+                self._refuse_non_finite(bad)
+                self.seconds += time.monotonic() - began
+                self._interrupt()
+            if time.monotonic() - self._saved_at >= self.options.checkpoint_seconds:
+                self._refuse_non_finite(bad)
+                self.seconds, began = self.seconds + time.monotonic() - began, time.monotonic()
+                self._save()
+        if bad is not None:
+            self._refuse_non_finite(bad)
+        self.seconds += time.monotonic() - began
+        metrics = self._metrics(epoch, norms)
+        self.sums, self.seconds = {}, 0.0
+        self._save()
+        self.on_epoch(metrics)
+        self.reporter.epoch(self.name, metrics)
+        if self.stop and self.step < total:
+            self._interrupt(saved=True)
+
+    def _one_step(
+        self, x: Tensor, labels: Tensor, epoch: int, i: int, *, measure: bool
+    ) -> tuple[Loss, dict[str, float], Tensor]:
+        options = self.options
+        schedule = schedule_at(options, self.step, self.steps_per_epoch)
+        noise = generator(options.seed, f"{self.name}-attack", epoch, i)
+        loss = self.training_step(x, labels, schedule, noise)
+        norms = gradient_norms(loss, self.parameters) if measure else {}
+        self.optimizer.zero_grad()
+        loss.total.backward()
+        norm = nn.utils.clip_grad_norm_(self.parameters, options.clip)
+        terms = [~value.detach().isfinite().all() for value in (*loss.terms.values(), loss.total, norm)]
+        flags = torch.stack(terms)
+        # Fused Adam skips the update on the device where found_inf is 1, without asking the host.
+        self.optimizer.found_inf = flags.any().to(torch.float32)  # type: ignore[attr-defined]
+        self.optimizer.grad_scale = None  # type: ignore[attr-defined]
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(options, self.step, self.steps_per_epoch)
+        self.optimizer.step()
+        for statistics in loss.statistics:
+            self.graph.update_running(statistics, keep=~flags.any())
+        self._accumulate({**loss.terms, "loss": loss.total})
+        if options.average_from is not None and self.step >= options.average_from * self.steps_per_epoch:
+            self._average()
+        return loss, norms, flags
+
+    @torch.no_grad()
+    def _accumulate(self, terms: Mapping[str, Tensor]) -> None:
+        for name, value in terms.items():
+            pair = torch.stack([value.detach().mean().double(), torch.ones((), dtype=torch.float64)])
+            self.sums[name] = self.sums[name] + pair if name in self.sums else pair
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        self.averaged += 1
+        if not self.average:
+            self.average = [p.detach().clone() for p in self.parameters]
+            return
+        for mean, parameter in zip(self.average, self.parameters, strict=True):
+            mean.lerp_(parameter.detach(), 1 / self.averaged)
+
+    def _refuse_non_finite(self, bad: tuple[list[str], Tensor]) -> None:
+        names = [name for name, flag in zip(bad[0], bad[1].tolist(), strict=True) if flag]
+        if names:
+            raise RunFailed(
+                f"training the {self.name} stopped at step {self.step}: {names[0]} is not finite; "
+                f"the update was not made and the last good checkpoint is kept in {self.folder}. "
+                "A smaller train.lr or train.clip, or a longer train.ramp, often helps"
+            )
+
+    # State -----------------------------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        tensors = {f"model/{name}": value for name, value in self.module.state_dict().items()}
+        for i, parameter in enumerate(self.parameters):
+            for name, value in self.optimizer.state.get(parameter, {}).items():
+                tensors[f"adam/{i}/{name}"] = value
+        tensors |= {f"average/{i}": value for i, value in enumerate(self.average)}
+        tensors |= {f"sum/{name}": value for name, value in self.sums.items()}
+        values = {
+            "step": self.step,
+            "averaged": self.averaged,
+            "seconds": self.seconds,
+            "plugins": {role: part.state_dict() for role, part in self.plugins.stateful().items()},
+        }
+        checkpoint.save(self.folder, tensors, values)
+        self._saved_at = time.monotonic()
+
+    def _restore(self, found: checkpoint.Checkpoint) -> None:
+        groups: dict[str, dict[str, Tensor]] = {"model": {}, "adam": {}, "average": {}, "sum": {}}
+        for name, value in found.tensors.items():
+            group, _, rest = name.partition("/")
+            groups[group][rest] = value
+        try:
+            self.module.load_state_dict(groups["model"])
+        except RuntimeError as error:
+            raise BadInput(
+                f"{self.folder}: the checkpoint is for another model ({str(error).splitlines()[0]})"
+            ) from None
+        device = torch.device(self.options.device)
+        for key, value in groups["adam"].items():
+            i, _, name = key.partition("/")
+            # The step counter of fused Adam lives on the device, too.
+            self.optimizer.state[self.parameters[int(i)]][name] = value.to(device)
+        self.average = [groups["average"][str(i)].to(device) for i in range(len(groups["average"]))]
+        self.sums = groups["sum"]
+        self.step, self.averaged = found.values["step"], found.values["averaged"]
+        self.seconds = found.values["seconds"]
+        for role, part in self.plugins.stateful().items():
+            part.load_state_dict(found.values["plugins"][role])
+
+    def _interrupt(self, *, saved: bool = False) -> None:
+        if not saved:
+            self._save()
+        assert self.stop.signal_number is not None
+        message = f"interrupted after step {self.step} of the {self.name}; saved. {self.resume_hint}"
+        raise Interrupted(message, self.stop.signal_number)
+
+    # Results ---------------------------------------------------------------------------------------------
+
+    def _metrics(self, epoch: int, norms: dict[str, float]) -> dict[str, Any]:
+        with torch.no_grad():
+            network = self.graph.bind().detach().to("cpu")
+        schedule = schedule_at(self.options, self.step - 1, self.steps_per_epoch)
+        return {
+            "network": self.name,
+            "epoch": epoch + 1,
+            "eps": schedule.eps,
+            "phase": schedule.phase,
+            "lr": learning_rate(self.options, self.step - 1, self.steps_per_epoch),
+            "losses": {name: float(value[0] / value[1]) for name, value in self.sums.items()},
+            "gradient_norms": norms,
+            "validation_seen_in_training": self.options.final,
+            "validation": interval_report(network, self.data.validation, self.options.eps),
+            "seconds": self.seconds,
+        }
+
+    @torch.no_grad()
+    def _finish(self) -> Network:
+        """Average and population statistics where asked for, then the fold into one float32 network."""
+        if self.average:
+            for parameter, mean in zip(self.parameters, self.average, strict=True):
+                parameter.copy_(mean)
+        if self.average or self.options.population_statistics:
+            self._population_statistics()
+        return finalise(self.module, self.data.input_shape)
+
+    def _population_statistics(self) -> None:
+        """Running statistics become the equal-weight mean of batch statistics over the training set, in order."""
+        totals: dict[int, list[Moments]] = {}
+        for i in range(self.steps_per_epoch):
+            x = self.images[i * self.batch : (i + 1) * self.batch]
+            for node, moments in self.graph.clean_pass(x).statistics.items():
+                totals.setdefault(node, []).append(moments)
+        for node, found in totals.items():
+            norm = self.graph.norms[node].module
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
+            unbiased = [m.variance * (m.count / max(1, m.count - 1)) for m in found]
+            norm.running_mean.copy_(torch.stack([m.mean for m in found]).mean(0))
+            norm.running_var.copy_(torch.stack(unbiased).mean(0))
+
+
+@torch.no_grad()
+def finalise(module: nn.Module, input_shape: tuple[int, ...]) -> Network:
+    """The one network that is attacked, certified, exported and hashed: folded in float64, stored in float32."""
+    exact = copy.deepcopy(module).to("cpu").double().eval()
+    return trace(exact, input_shape).bind().detach().to(torch.float32)
+
+
+def _join(a: Split, b: Split) -> Split:
+    return Split(torch.cat([a.images, b.images]), torch.cat([a.labels, b.labels]))

@@ -1,0 +1,226 @@
+# SPDX-FileCopyrightText: The ctkd contributors
+# SPDX-License-Identifier: MIT
+"""One training step: clean pass, attack, one joint propagation, losses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from ctkd.api import (
+    Attack,
+    BoundMethod,
+    BoxContext,
+    Enclosure,
+    Needs,
+    Objective,
+    PropagationBackend,
+    Schedule,
+    TeacherOutputs,
+    full_box,
+)
+from ctkd.boxes import Box, perturbation_box
+from ctkd.propagate import CleanPass, Flow, Graph, Network, Statistics, margins_of
+from ctkd.train.losses import LossTerms
+from ctkd.train.options import TrainOptions
+from ctkd.train.regularisers import l1_norm, shi_regularisers
+
+REGULARISER_EPS = 1e-6
+"""Radius of the boxes that the regularisers look at while eps is still 0."""
+
+
+@dataclass(frozen=True, eq=False)
+class Loss:
+    """What one step computed: the scalar to minimise, its terms, and the batch-norm statistics to keep."""
+
+    total: Tensor
+    terms: dict[str, Tensor]
+    statistics: list[Statistics]
+    flow: Flow | None
+
+
+@dataclass(eq=False)
+class Combination:
+    """The view of a step that a bound method combines (``ctkd.api.Step``)."""
+
+    schedule: Schedule
+    labels: Tensor
+    network: Network
+    flow: Flow
+    loss: LossTerms
+    enclosures: Mapping[str, Enclosure]
+    backend: PropagationBackend
+    rows: Mapping[str, slice] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> Enclosure:
+        return self.enclosures[name]
+
+    def relaxed(self, name: str) -> Enclosure:
+        rows = self.rows[name]
+        bounds = {i: (lower[rows], upper[rows]) for i, (lower, upper) in self.flow.pre_activation.items()}
+        box = self.enclosures[name]
+        margins = self.backend.relaxed_margins(self.network, bounds, box.inputs, self.labels)
+        return box.with_margins(margins)
+
+
+@dataclass(eq=False)
+class TrainingStep:
+    """Computes the loss of a batch. Everything is done once, and skipped when nobody needs it."""
+
+    graph: Graph
+    method: BoundMethod
+    objective: Objective
+    attack: Attack
+    backend: PropagationBackend
+    options: TrainOptions
+    teacher: Callable[[Tensor], TeacherOutputs] | None
+
+    def __call__(self, x: Tensor, labels: Tensor, schedule: Schedule, generator: torch.Generator) -> Loss:
+        options, graph = self.options, self.graph
+        robust = schedule.eps > 0
+        regularise = options.shi_weight > 0 and schedule.phase != "full"
+        needs = self.method.needs(schedule) if robust else Needs()
+        wanted = needs.points | (
+            self.objective.teacher_inputs - {"clean"} if robust and self.teacher else frozenset()
+        )
+        kappa = options.kappa_start + (options.kappa_end - options.kappa_start) * schedule.progress
+        kappa = kappa if robust else 1.0
+
+        clean: CleanPass | None = None
+        if graph.norms or kappa > 0 or "clean" in wanted:
+            clean = self.backend.clean_pass(graph, x)
+        statistics: Statistics = clean.statistics if clean else {}
+        updates = [statistics]
+
+        box = perturbation_box(x, schedule.eps or REGULARISER_EPS)
+        points: dict[str, Tensor] = {"clean": x} if "clean" in wanted else {}
+        if "adversarial" in wanted:
+            points["adversarial"] = self._attack(x, labels, schedule, statistics, generator)
+            if options.statistics == "last-pass" and graph.norms:
+                statistics = self.backend.clean_pass(graph, points["adversarial"]).statistics
+                updates.append(statistics)
+
+        context = BoxContext(x, labels, box, points, schedule)
+        boxes = {name: make(context) for name, make in needs.boxes.items()}
+        if regularise and not boxes:
+            boxes = {"full": full_box(context)}
+        terms = LossTerms(self.objective, self._teach(x, points) if robust else {}, schedule)
+        total: Tensor = torch.zeros((), dtype=x.dtype, device=x.device)
+        if kappa > 0:
+            assert clean is not None
+            total = (
+                kappa * terms.record("clean", cross_entropy(clean.logits, labels, reduction="none")).mean()
+            )
+
+        flow: Flow | None = None
+        if points or boxes:
+            # The clean point was evaluated already; it is only read from there.
+            joint = {name: point for name, point in points.items() if name != "clean"}
+            network = graph.bind(statistics if graph.norms else None)
+            flow = self.backend.propagate(network, _stack(joint), _stack_boxes(boxes))
+            if robust:
+                step = self._combination(schedule, labels, network, flow, terms, clean, x, joint, boxes)
+                total = total + (1 - kappa) * self.method.combine(step).mean()
+        if regularise and flow is not None:
+            assert flow.box is not None
+            fade = options.shi_weight * (1 - schedule.progress)
+            tightness, balance = shi_regularisers(flow.pre_activation, flow.box)
+            total = total + fade * (
+                terms.record("shi/tightness", tightness) + terms.record("shi/balance", balance)
+            )
+        if options.l1 > 0:
+            total = total + options.l1 * terms.record("l1", l1_norm(graph.module))
+        return Loss(total, terms.terms, [update for update in updates if update], flow)
+
+    def _attack(
+        self,
+        x: Tensor,
+        labels: Tensor,
+        schedule: Schedule,
+        statistics: Statistics,
+        generator: torch.Generator,
+    ) -> Tensor:
+        last_pass = self.options.statistics == "last-pass"
+        fixed = None if last_pass or not self.graph.norms else statistics
+        with torch.no_grad():
+            network = self.graph.bind(fixed).detach()
+        box = perturbation_box(x, schedule.eps * self.options.attack_eps_factor)
+        found = self.attack.perturb(network, x, labels, box, generator)
+        return box.clamp(found.detach())
+
+    def _teach(self, x: Tensor, points: Mapping[str, Tensor]) -> dict[str, TeacherOutputs]:
+        if self.teacher is None:
+            return {}
+        available = {"clean": x, **points}
+        return {name: self.teacher(available[name]) for name in sorted(self.objective.teacher_inputs)}
+
+    def _combination(
+        self,
+        schedule: Schedule,
+        labels: Tensor,
+        network: Network,
+        flow: Flow,
+        terms: LossTerms,
+        clean: CleanPass | None,
+        x: Tensor,
+        joint: Mapping[str, Tensor],
+        boxes: Mapping[str, Box],
+    ) -> Combination:
+        size = x.shape[0]
+        enclosures: dict[str, Enclosure] = {}
+        if clean is not None:
+            features = clean.features if network.head is not None else None
+            enclosures["clean"] = _point(x, clean.logits, features, labels)
+        for i, (name, point) in enumerate(joint.items()):
+            rows = slice(i * size, (i + 1) * size)
+            features = None if flow.features is None else flow.features[rows]
+            enclosures[name] = _point(point, flow.value[rows], features, labels)
+        margins = self.backend.interval_margins(network, flow, labels.repeat(len(boxes))) if boxes else None
+        places: dict[str, slice] = {}
+        for i, (name, box) in enumerate(boxes.items()):
+            rows = places[name] = slice(i * size, (i + 1) * size)
+            centre = None if flow.features is None else flow.features[flow.points :][rows]
+            radius = None if flow.feature_radius is None else flow.feature_radius[rows]
+            assert margins is not None
+            enclosures[name] = Enclosure(box, "box", centre, radius, margins[rows])
+        return Combination(schedule, labels, network, flow, terms, enclosures, self.backend, places)
+
+
+def _point(x: Tensor, logits: Tensor, features: Tensor | None, labels: Tensor) -> Enclosure:
+    radius = None if features is None else torch.zeros_like(features)
+    return Enclosure(Box(x, x), "point", features, radius, margins_of(logits, labels), logits)
+
+
+def _stack(points: Mapping[str, Tensor]) -> Tensor | None:
+    return torch.cat(list(points.values())) if points else None
+
+
+def _stack_boxes(boxes: Mapping[str, Box]) -> Box | None:
+    if not boxes:
+        return None
+    return Box(
+        torch.cat([box.lower for box in boxes.values()]), torch.cat([box.upper for box in boxes.values()])
+    )
+
+
+def gradient_norms(loss: Loss, parameters: list[Tensor]) -> dict[str, float]:
+    """The L2 norm of what each term contributes to the gradient of the total, whatever the combiner did with it."""
+    names = [name for name, term in loss.terms.items() if term.requires_grad]
+    weights = torch.autograd.grad(
+        loss.total, [loss.terms[name] for name in names], retain_graph=True, allow_unused=True
+    )
+    norms = {}
+    for name, weight in zip(names, weights, strict=True):
+        if weight is None:
+            continue
+        parts = torch.autograd.grad(
+            loss.terms[name], parameters, grad_outputs=weight, retain_graph=True, allow_unused=True
+        )
+        norms[name] = float(
+            torch.stack([part.square().sum() for part in parts if part is not None]).sum().sqrt()
+        )
+    return norms
