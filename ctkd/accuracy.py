@@ -40,9 +40,7 @@ def attacked_margins(
 ) -> Tensor:
     """(batch,): the smallest margin at the clean point and at the attack's point, replayed inside the box."""
     box = perturbation_box(x, eps)
-    found = box.clamp(
-        attack.perturb(network, x, labels, box, generator(seed, "evaluation-attack", place)).detach()
-    )
+    found = box.clamp(attack.perturb(network, x, labels, box, generator(seed, "evaluation-attack", place)).detach())
     with torch.no_grad():
         replayed = smallest_margin(margins_of(network(found), labels), labels)
         return torch.minimum(replayed, smallest_margin(margins_of(network(x), labels), labels))
@@ -61,7 +59,10 @@ def adversarial_accuracy(
 
 @torch.no_grad()
 def interval_report(network: Network, split: Split, eps: float, batch: int = 1000) -> dict[str, object]:
-    """Natural and interval-certified accuracy at ``eps``, and per activation the shares of dead, active and unstable neurons."""
+    """Natural and interval-certified accuracy at ``eps``, and the state of each activation.
+
+    ``layers`` has, per activation, the shares of dead, active and unstable neurons and the mean width of its input.
+    """
     natural = certified = 0
     layers: dict[str, Tensor] = {}
     for start in range(0, len(split), batch):
@@ -71,16 +72,12 @@ def interval_report(network: Network, split: Split, eps: float, batch: int = 100
         certified += int(is_correct(interval_margins(network, flow, labels), labels).sum())
         for i, (lower, upper) in flow.pre_activation.items():
             dead, active = (upper <= 0).double().mean(), (lower >= 0).double().mean()
-            row = torch.stack([dead, active, 1 - dead - active, (upper - lower).double().mean()]) * len(
-                labels
-            )
+            row = torch.stack([dead, active, 1 - dead - active, (upper - lower).double().mean()]) * len(labels)
             path = network.nodes[i].path
             layers[path] = layers.get(path, 0) + row
     names = ("dead", "active", "unstable", "width")
     return {
         "natural_accuracy": natural / len(split),
         "interval_certified_accuracy": certified / len(split),
-        "layers": {
-            path: dict(zip(names, (row / len(split)).tolist(), strict=True)) for path, row in layers.items()
-        },
+        "layers": {path: dict(zip(names, (row / len(split)).tolist(), strict=True)) for path, row in layers.items()},
     }

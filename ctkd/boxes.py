@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The ctkd contributors
 # SPDX-License-Identifier: MIT
-"""The one function that turns a radius into a box. Attacks, bounds, certificates and exports all speak about its result."""
+"""The one function that turns a radius into a box: attacks, bounds, certificates and exports speak about its result."""
 
 from __future__ import annotations
 

@@ -27,9 +27,7 @@ def ctkd_bound_methods() -> list[Registration]:
             "adversarial training: no bounds at all",
             (MADRY,),
         ),
-        Registration(
-            "ibp", "ctkd.bounds.ibp:IBP", "interval bound propagation over the full box", (GOWAL, SHI)
-        ),
+        Registration("ibp", "ctkd.bounds.ibp:IBP", "interval bound propagation over the full box", (GOWAL, SHI)),
         Registration(
             "crown-ibp",
             "ctkd.bounds.crown_ibp:CrownIBP",
@@ -55,12 +53,8 @@ def ctkd_bound_methods() -> list[Registration]:
 def ctkd_teachers() -> list[Registration]:
     return [
         Registration("none", "ctkd.teachers.none:NoTeacher", "no teacher"),
-        Registration(
-            "pgd", "ctkd.teachers.trained:PGDTeacher", "adversarially trained here, cached", (MADRY,)
-        ),
-        Registration(
-            "natural", "ctkd.teachers.trained:NaturalTeacher", "trained here on clean images, cached"
-        ),
+        Registration("pgd", "ctkd.teachers.trained:PGDTeacher", "adversarially trained here, cached", (MADRY,)),
+        Registration("natural", "ctkd.teachers.trained:NaturalTeacher", "trained here on clean images, cached"),
         Registration("file", "ctkd.teachers.file:FileTeacher", "weights from a safetensors file"),
     ]
 
@@ -86,19 +80,13 @@ def ctkd_objectives() -> list[Registration]:
 
 @hookimpl
 def ctkd_attacks() -> list[Registration]:
-    return [
-        Registration(
-            "pgd", "ctkd.attacks.pgd:PGD", "projected gradient descent with random restarts", (MADRY,)
-        )
-    ]
+    return [Registration("pgd", "ctkd.attacks.pgd:PGD", "projected gradient descent with random restarts", (MADRY,))]
 
 
 @hookimpl
 def ctkd_models() -> list[Registration]:
     return [
-        Registration(
-            "cnn-small", "ctkd.models.cnn_small:CNNSmall", "two strided convolutions, one hidden layer"
-        ),
+        Registration("cnn-small", "ctkd.models.cnn_small:CNNSmall", "two strided convolutions, one hidden layer"),
         Registration("mlp", "ctkd.models.mlp:MLP", "fully connected, batch norm after each hidden layer"),
     ]
 
@@ -130,15 +118,9 @@ def ctkd_certification_stages() -> list[Registration]:
 @hookimpl
 def ctkd_commands() -> list[Registration]:
     return [
-        Registration(
-            "train", "ctkd.cli.train:command", "Train a student with a teacher, certify it, export it."
-        ),
+        Registration("train", "ctkd.cli.train:command", "Train a student with a teacher, certify it, export it."),
         Registration("certify", "ctkd.cli.certify:command", "Attack and certify a trained student."),
-        Registration(
-            "export", "ctkd.cli.export:command", "Write ONNX, VNN-LIB and instances.csv for verifiers."
-        ),
-        Registration(
-            "check", "ctkd.cli.check:command", "Say whether a model can be bounded, and what cannot."
-        ),
+        Registration("export", "ctkd.cli.export:command", "Write ONNX, VNN-LIB and instances.csv for verifiers."),
+        Registration("check", "ctkd.cli.check:command", "Say whether a model can be bounded, and what cannot."),
         Registration("plugins", "ctkd.cli.plugins:command", "List plugins and their options."),
     ]

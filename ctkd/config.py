@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The ctkd contributors
 # SPDX-License-Identifier: MIT
-"""A run's configuration: one table per role, merged from defaults, a file and flags, validated in full before anything runs."""
+"""A run's configuration: one table per role, merged from defaults, a file and flags, and validated in full."""
 
 from __future__ import annotations
 
@@ -188,9 +188,7 @@ def _read(file: Path, problems: list[str]) -> Iterable[tuple[str, str, Any]]:
     found = []
     for role, table in tables.items():
         if not isinstance(table, dict):
-            problems.append(
-                f"{file}: {role!r} is not a table; write it under one of {', '.join([*ROLES, *SECTIONS])}"
-            )
+            problems.append(f"{file}: {role!r} is not a table; write it under one of {', '.join([*ROLES, *SECTIONS])}")
         elif _known_role(role, "name", role, problems):
             found += [(role, key, value) for key, value in table.items()]
     return found
@@ -218,9 +216,7 @@ def _choose(layers: Layers, problems: list[str]) -> dict[str, Registration]:
         layers.put(0, "model", "name", "cnn-small", "default")
     if layers.get("train", "eps") is None and dataset:
         problems.append(f"data set {dataset!r} has no default radius: give --eps")
-    layers.put(
-        0, "distill", "name", "none" if layers.get("teacher", "name") == "none" else "features", "default"
-    )
+    layers.put(0, "distill", "name", "none" if layers.get("teacher", "name") == "none" else "features", "default")
     for role in ROLES:
         if role != "data":
             find(role)
@@ -233,9 +229,7 @@ def _choose(layers: Layers, problems: list[str]) -> dict[str, Registration]:
 
 
 def _default_files() -> list[str]:
-    return sorted(
-        f.name for f in importlib.resources.files("ctkd.defaults").iterdir() if f.name.endswith(".toml")
-    )
+    return sorted(f.name for f in importlib.resources.files("ctkd.defaults").iterdir() if f.name.endswith(".toml"))
 
 
 def _ship(layers: Layers, name: str, chosen: Mapping[str, str]) -> None:
@@ -256,7 +250,7 @@ def _number(value: Any) -> float | None:
     from pydantic import TypeAdapter, ValidationError
 
     try:
-        return TypeAdapter(Radius).validate_python(value)  # type: ignore[no-any-return]
+        return TypeAdapter(Radius).validate_python(value)
     except ValidationError:
         return None
 
@@ -302,9 +296,7 @@ def _build(layers: Layers, entries: Mapping[str, Registration], problems: list[s
     if isinstance(certify, CertifyOptions):
         for stage in certify.stages:
             if stage not in registry().names("stage"):
-                problems.append(
-                    f"certify.stages: {stage!r} is not known: {nearest(stage, registry().names('stage'))}"
-                )
+                problems.append(f"certify.stages: {stage!r} is not known: {nearest(stage, registry().names('stage'))}")
     if len(choices) < len(ROLES) or any(section is None for section in sections.values()):
         return None
     return RunConfig(data_dir=data_dir, sources=layers.sources(), **choices, **sections)  # type: ignore[arg-type]

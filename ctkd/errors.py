@@ -46,7 +46,7 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     """A hint for a mistyped name: the closest choice first, then all of them."""
     names = sorted(choices)
     if not names:
-        return "none is registered"
+        return "there is none"
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"{hint}accepted: {', '.join(names)}"

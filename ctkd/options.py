@@ -16,9 +16,7 @@ from ctkd.errors import nearest
 class Options(BaseModel):
     """Base of every plugin's options. Unknown keys and values outside a field's range are errors."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True)
 
 
 def parse_number(value: Any) -> Any:

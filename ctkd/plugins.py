@@ -49,18 +49,14 @@ class Registry:
         try:
             return self.entries[kind, name]
         except KeyError:
-            raise BadInput(
-                f"{role or kind} {name!r} is not known: {nearest(name, self.names(kind))}"
-            ) from None
+            raise BadInput(f"{role or kind} {name!r} is not known: {nearest(name, self.names(kind))}") from None
 
     def add(self, module: Any, origin: str) -> None:
         """Register a plugin module. What goes wrong is recorded, never raised."""
         try:
             version = getattr(module, "CTKD_INTERFACE", None)
             if version != INTERFACE:
-                stated = (
-                    "does not say CTKD_INTERFACE" if version is None else f"was made for interface {version}"
-                )
+                stated = "does not say CTKD_INTERFACE" if version is None else f"was made for interface {version}"
                 raise RunFailed(f"{stated}; this ctkd has interface {INTERFACE}")
             self.manager.register(module, name=origin)
         except Exception as error:  # a foreign module: anything may come out of it

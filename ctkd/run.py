@@ -9,6 +9,7 @@ import importlib
 import json
 import os
 import platform
+import re
 import shutil
 import time
 from collections.abc import Mapping
@@ -26,7 +27,6 @@ from ctkd.errors import BadInput
 from ctkd.export import export_instances
 from ctkd.interrupt import StopRequest, stop_request
 from ctkd.options import Radius
-from ctkd.plugins import registry
 from ctkd.progress import Reporter, Silent
 from ctkd.propagate import Network, margins_of
 from ctkd.randomness import generator
@@ -82,9 +82,7 @@ def train(
             raise
 
 
-def resume(
-    path: Path, *, certify: bool = True, reporter: Reporter | None = None
-) -> tuple[RunFolder, dict[str, Any]]:
+def resume(path: Path, *, certify: bool = True, reporter: Reporter | None = None) -> tuple[RunFolder, dict[str, Any]]:
     """Go on with a run that was interrupted; a finished run is returned as it is. What ``ctkd train --resume`` does."""
     folder = RunFolder.open(path)
     with stop_request() as stop, folder.lock():
@@ -188,9 +186,7 @@ def _export(
         logits = torch.cat([network(part) for part in split.images.split(1000)])
     correct = is_correct(margins_of(logits, split.labels), split.labels).nonzero().flatten()
     if samples > len(correct):
-        raise BadInput(
-            f"--samples {samples}: only {len(correct)} images of the split are classified correctly"
-        )
+        raise BadInput(f"--samples {samples}: only {len(correct)} images of the split are classified correctly")
     order = torch.randperm(len(correct), generator=generator(seed, "export"))
     indices = correct[order[:samples]].sort().values.tolist()
     known = certified_samples(session.folder, network, eps, session.config.certify.split)
@@ -201,7 +197,8 @@ def _export(
         indices,
         eps,
         folder,
-        name=f"{session.data.name}-{session.config.model.name}",
+        # File names of a competition folder allow few characters.
+        name=re.sub(r"[^A-Za-z0-9._-]+", "-", f"{session.data.name}-{session.config.model.name}"),
         timeout=timeout,
         certified=known.intersection(indices),
     )
@@ -335,9 +332,7 @@ def check(model: str, input_shape: str | tuple[int, ...], classes: int = 10) -> 
             raise BadInput(f"--input {input_shape}: write sizes such as 1,28,28") from None
     if min(input_shape) < 1 or classes < 1:
         raise BadInput(f"--input {input_shape}, --classes {classes}: sizes must be at least 1")
-    module = (
-        _imported(model) if ":" in model else plugin("model", {"name": model}).build(input_shape, classes)
-    )
+    module = _imported(model) if ":" in model else plugin("model", {"name": model}).build(input_shape, classes)
     network = finalise(module, input_shape)
     return [
         {"path": node.path, "op": type(node.op).__name__ if node.op else "Input", "shape": list(node.shape)}

@@ -36,7 +36,8 @@ class RunFolder:
         if wanted is not None and (path / MARKER).exists():
             made = json.loads((path / MARKER).read_text())["created"]
             raise BadInput(
-                f"{path} already holds a run of {made}; go on with it by `ctkd train --resume {path}`, or name another folder"
+                f"{path} already holds a run of {made}; go on with it by `ctkd train --resume {path}`, "
+                "or name another folder"
             )
         try:
             path.mkdir(parents=True, exist_ok=True)

@@ -131,9 +131,7 @@ class Session:
         return self.config.train.device
 
     def fit(self, train: TrainOptions, attack: Mapping[str, Any], bound: str) -> Network:
-        options = {
-            key: value for key, value in train.model_dump(mode="json").items() if key != "checkpoint_seconds"
-        }
+        options = {key: value for key, value in train.model_dump(mode="json").items() if key != "checkpoint_seconds"}
         key = {
             "data": data_fingerprint(self.data),
             "model": self.config.tables()["model"],
@@ -188,7 +186,8 @@ class Session:
         if network.input_shape != self.data.input_shape or network.classes != self.data.classes:
             raise BadInput(
                 f"teacher {self.config.teacher.name!r} takes inputs of shape {network.input_shape} and has "
-                f"{network.classes} classes; data set {self.data.name!r} has {self.data.input_shape} and {self.data.classes}"
+                f"{network.classes} classes; data set {self.data.name!r} has {self.data.input_shape} "
+                f"and {self.data.classes}"
             )
         self._check_features(network)
         return network
@@ -302,13 +301,9 @@ class Session:
         for implementation in list(getattr(registry().manager.hook, name).get_hookimpls()):
             given = {"folder": self.folder, **arguments}
             try:
-                implementation.function(
-                    **{key: given[key] for key in implementation.argnames if key in given}
-                )
+                implementation.function(**{key: given[key] for key in implementation.argnames if key in given})
             except Exception as error:  # foreign code: anything may come out of it
-                self.reporter.warn(
-                    f"plugin {implementation.plugin_name}: {name} raised {error!r}; it is switched off"
-                )
+                self.reporter.warn(f"plugin {implementation.plugin_name}: {name} raised {error!r}; it is switched off")
                 registry().manager.unregister(implementation.plugin)
 
 
@@ -338,7 +333,8 @@ def sample_range(data: Data, options: CertifyOptions) -> range:
     stop = size if options.samples is None else options.start + options.samples
     if stop > size or options.start >= size:
         raise BadInput(
-            f"certify.start={options.start}, certify.samples={options.samples}: the {options.split} split has {size} samples"
+            f"certify.start={options.start}, certify.samples={options.samples}: "
+            f"the {options.split} split has {size} samples"
         )
     return range(options.start, stop)
 
@@ -347,9 +343,7 @@ def selected(data: Data, options: CertifyOptions) -> Split:
     """Those samples."""
     split: Split = getattr(data, options.split)
     rows = sample_range(data, options)
-    return replace(
-        split, images=split.images[rows.start : rows.stop], labels=split.labels[rows.start : rows.stop]
-    )
+    return replace(split, images=split.images[rows.start : rows.stop], labels=split.labels[rows.start : rows.stop])
 
 
 @contextmanager

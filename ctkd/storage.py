@@ -38,9 +38,7 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def write_tensors(
-    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
-) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write tensors as safetensors, atomically."""
     from safetensors.torch import save
 
@@ -70,9 +68,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, framework="pt") as opened:
             return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
-        raise BadInput(
-            f"{path} is not a safetensors file, or is damaged: {str(error).splitlines()[0]}"
-        ) from None
+        raise BadInput(f"{path} is not a safetensors file, or is damaged: {str(error).splitlines()[0]}") from None
 
 
 def digest_tensors(tensors: Mapping[str, Tensor]) -> str:

@@ -38,6 +38,7 @@ def load() -> Any:
 def _prepare() -> None:
     import numpy
     import torch
+
     symbolic_helper: Any = importlib.import_module("torch.onnx.symbolic_helper")  # not what torch.onnx exposes
 
     if "numpy.lib.arraysetops" not in sys.modules:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from ctkd.api import Box
+    from ctkd.boxes import Box
 
 
 class PGDOptions(Options):
@@ -72,9 +72,7 @@ class PGD:
         others = logits.scatter(1, labels[:, None], -torch.inf)
         return others.amax(1) - own.squeeze(1)
 
-    def _gradient(
-        self, logits: Callable[[Tensor], Tensor], point: Tensor, labels: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _gradient(self, logits: Callable[[Tensor], Tensor], point: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         import torch
 
         with torch.enable_grad():

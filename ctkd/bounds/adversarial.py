@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 class Adversarial:
     """The step's attack gives the point; a sound bound plays no part."""
 
-    Options = Options
     evaluates: frozenset[Kind] = frozenset({"point"})
 
     def __init__(self, options: Options) -> None:

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The ctkd contributors
 # SPDX-License-Identifier: MIT
-"""Interval bound propagation (Gowal et al. 2018, arXiv 1810.12715), with the specification merged into the last layer."""
+"""Interval bound propagation (Gowal et al. 2018, arXiv 1810.12715)."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ if TYPE_CHECKING:
 
 
 class IBP:
-    """The loss of the interval margins of the full box. A sound bound of the worst-case loss.
+    """The loss of the interval margins of the full box, the specification merged into the last layer.
+
+    A sound bound of the worst-case loss.
 
     The clean loss of the source is the training option ``kappa``; initialisation and regularisers of Shi et al.
     2021 (arXiv 2103.15887) are training options too.
     """
 
-    Options = Options
     evaluates: frozenset[Kind] = frozenset({"box"})
 
     def __init__(self, options: Options) -> None:

@@ -90,7 +90,7 @@ class Cascade:
         try:
             # Batches lie on a fixed grid and are done whole, so that a resumed run attacks with the same noise.
             for start in range(samples.start, samples.stop, batch):
-                indices = [i for i in range(start, min(start + batch, samples.stop))]
+                indices = list(range(start, min(start + batch, samples.stop)))
                 todo = [i for i in indices if i not in done]
                 if not todo:
                     continue
@@ -123,9 +123,7 @@ class Cascade:
                 self.attack.perturb(self.network, x[correct], labels[correct], target, noise).detach()
             )
         with torch.no_grad():
-            attacked = torch.minimum(
-                natural, smallest_margin(margins_of(self.network(found), labels), labels)
-            )
+            attacked = torch.minimum(natural, smallest_margin(margins_of(self.network(found), labels), labels))
             lower, settled_by = self._certify(x, labels)
             self._contradict(indices, labels, found, natural, lower)
         seconds = (time.monotonic() - began) / len(indices)
@@ -134,9 +132,7 @@ class Cascade:
             # A sample that any replayed point breaks is not certified, whatever the bounds say.
             broken, certified = float(attacked[k]) <= 0, float(lower[k]) > 0
             status = "broken" if broken else "certified" if certified else "undecided"
-            stage = (
-                ("attack" if natural[k] > 0 else "natural") if broken else settled_by[k] if certified else ""
-            )
+            stage = ("attack" if natural[k] > 0 else "natural") if broken else settled_by[k] if certified else ""
             bound = float(lower[k])
             rows.append(
                 Row(
@@ -175,9 +171,7 @@ class Cascade:
                 break
         return smallest_margin(best, labels), by
 
-    def _contradict(
-        self, indices: list[int], labels: Tensor, found: Tensor, natural: Tensor, lower: Tensor
-    ) -> None:
+    def _contradict(self, indices: list[int], labels: Tensor, found: Tensor, natural: Tensor, lower: Tensor) -> None:
         """The attacked point, replayed in the arithmetic of the bounds, must not break a certified sample."""
         network = self.network.to(self.precision)
         replayed = smallest_margin(margins_of(network(found.to(self.precision)), labels), labels)

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 class IBPStage:
     """Interval bounds, the specification merged into the last layer."""
 
-    Options = Options
-
     def __init__(self, options: Options) -> None:
         self.options = options
 
@@ -32,8 +30,6 @@ class IBPStage:
 class CrownIBPStage:
     """One backward linear relaxation from the margins; intermediate bounds by intervals."""
 
-    Options = Options
-
     def __init__(self, options: Options) -> None:
         self.options = options
 
@@ -45,8 +41,6 @@ class CrownIBPStage:
 
 class CrownStage:
     """Backward linear relaxation for every layer, intersected with intervals."""
-
-    Options = Options
 
     def __init__(self, options: Options) -> None:
         self.options = options

@@ -24,9 +24,7 @@ Examples:
 @click.option("--samples", type=int, help="How many samples; default: all.")
 @click.option("--start", type=int, help="First sample of the split.")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Folder with the data set's files.")
-@click.option(
-    "--set", "settings", multiple=True, metavar="certify.KEY=VALUE", help="Set any option; repeatable."
-)
+@click.option("--set", "settings", multiple=True, metavar="certify.KEY=VALUE", help="Set any option; repeatable.")
 @json_option
 def command(
     run: Path,

@@ -24,9 +24,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def json_option(function: F) -> F:
-    return click.option(
-        "--json", "as_json", is_flag=True, help="Print JSON on standard output, and nothing else."
-    )(function)
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output, and nothing else.")(
+        function
+    )
 
 
 def parse_setting(text: str) -> tuple[str, Any]:
@@ -161,9 +161,7 @@ def results_table(summary: Mapping[str, Any]) -> None:
         table.add_column(column, justify="right" if column else "left")
     teacher = summary.get("teacher")
     if teacher:
-        table.add_row(
-            "teacher", percent(teacher["natural_accuracy"]), percent(teacher["adversarial_accuracy"]), "-"
-        )
+        table.add_row("teacher", percent(teacher["natural_accuracy"]), percent(teacher["adversarial_accuracy"]), "-")
     keys = ("natural_accuracy", "adversarial_accuracy", "certified_accuracy")
     table.add_row("student", *(percent(summary[key]) for key in keys))
     console = Console()
@@ -178,9 +176,7 @@ def notes(summary: Mapping[str, Any]) -> list[str]:
     if summary.get("stages"):
         stages = ", ".join(f"{name} {count}" for name, count in summary["stages"].items())
         counts = summary["counts"]
-        lines.append(
-            f"certified by stage: {stages}; broken {counts['broken']}, undecided {counts['undecided']}"
-        )
+        lines.append(f"certified by stage: {stages}; broken {counts['broken']}, undecided {counts['undecided']}")
         low, high = summary["robust_accuracy_interval"]
         if high > low:
             lines.append(
@@ -188,9 +184,7 @@ def notes(summary: Mapping[str, Any]) -> list[str]:
             )
     error = summary.get("certified_standard_error")
     if error is not None:
-        lines.append(
-            f"a part of the split: certified accuracy +- {percent(error)} (one binomial standard error)"
-        )
+        lines.append(f"a part of the split: certified accuracy +- {percent(error)} (one binomial standard error)")
     if summary.get("validation_seen_in_training"):
         lines.append("trained on training and validation data; validation figures are optimistic")
     return lines

@@ -20,9 +20,7 @@ Examples:
 @click.command(epilog=EPILOG)
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option(
-    "--samples", type=int, default=10, show_default=True, help="Correctly classified images to export."
-)
+@click.option("--samples", type=int, default=10, show_default=True, help="Correctly classified images to export.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Which images.")
 @click.option("--eps", help="Radius; default: the run's.")
 @click.option("--timeout", type=float, default=60.0, show_default=True, help="Seconds per instance.")

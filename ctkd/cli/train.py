@@ -49,17 +49,11 @@ FLAGS = {
 @click.option("--seed", type=int, help="Seed of everything random.")
 @click.option("--device", help="Where to train: cpu, cuda.")
 @click.option("--threads", type=int, help="CPU threads.")
-@click.option(
-    "--set", "settings", multiple=True, metavar="SECTION.KEY=VALUE", help="Set any option; repeatable."
-)
-@click.option(
-    "--config", type=click.Path(path_type=Path), help="TOML file, one table per role; flags override it."
-)
+@click.option("--set", "settings", multiple=True, metavar="SECTION.KEY=VALUE", help="Set any option; repeatable.")
+@click.option("--config", type=click.Path(path_type=Path), help="TOML file, one table per role; flags override it.")
 @click.option("--print-config", is_flag=True, help="Print the resolved configuration with sources, and stop.")
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder; default: runs/ plus a unique name.")
-@click.option(
-    "--resume", type=click.Path(path_type=Path), metavar="RUN", help="Go on with an interrupted run."
-)
+@click.option("--resume", type=click.Path(path_type=Path), metavar="RUN", help="Go on with an interrupted run.")
 @click.option("--no-certify", is_flag=True, help="Stop after training; certified figures are null.")
 @json_option
 def command(
@@ -80,9 +74,7 @@ def command(
     values = {FLAGS[name]: value for name, value in flags.items() if value is not None}
     values.update(parse_setting(text) for text in settings)
     if resume is not None and (values or config or out or print_config):
-        raise BadInput(
-            "--resume takes everything from the run's own configuration; leave out the other options"
-        )
+        raise BadInput("--resume takes everything from the run's own configuration; leave out the other options")
     if print_config:
         from ctkd.config import dump, resolve
 

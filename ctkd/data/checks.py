@@ -36,9 +36,7 @@ def check_data(data: Data) -> None:
             low, high = int(labels.min()), int(labels.max())
             problems.append(f"{where}: labels must lie in 0..{data.classes - 1}, found {low} to {high}")
         if tuple(images.shape[1:]) != data.input_shape:
-            problems.append(
-                f"{where}: images of shape {tuple(images.shape[1:])}, expected {data.input_shape}"
-            )
+            problems.append(f"{where}: images of shape {tuple(images.shape[1:])}, expected {data.input_shape}")
     if problems:
         raise BadInput(*problems)
 

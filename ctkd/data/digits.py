@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 class Digits:
     """A fixed random split: 1257 for training, 180 for validation, 360 for the test. Needs no files."""
 
-    Options = Options
-
     def __init__(self, options: Options) -> None:
         self.options = options
 
@@ -33,5 +31,5 @@ class Digits:
         labels = torch.tensor(bunch.target, dtype=torch.int64)
         rest, test = hold_out(len(labels), 360, "digits-test")
         train, validation = (rest[part] for part in hold_out(len(rest), 180, "digits-validation"))
-        splits = [Split(images[part], labels[part]) for part in (train, validation, test)]
-        return Data("digits", *splits, classes=10)
+        first, second, third = (Split(images[part], labels[part]) for part in (train, validation, test))
+        return Data("digits", first, second, third, classes=10)

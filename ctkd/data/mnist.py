@@ -55,9 +55,7 @@ class MNIST:
     def __init__(self, options: MNISTOptions) -> None:
         self.options = options
         if options.validation >= 60000:
-            raise BadInput(
-                f"data.validation={options.validation}: must leave some of the 60,000 training images"
-            )
+            raise BadInput(f"data.validation={options.validation}: must leave some of the 60,000 training images")
 
     def load(self, data_dir: Path | None) -> Data:
         import torch
@@ -80,7 +78,8 @@ def read_files(data_dir: Path | None) -> list[np.ndarray]:
     named = data_dir or (Path(os.environ["CTKD_DATA"]) if os.environ.get("CTKD_DATA") else None)
     if named is None:
         return [_parse(name, _download(name)) for name in FILES]
-    problems, contents = [], {}
+    problems: list[str] = []
+    contents: dict[str, bytes] = {}
     for name in FILES:
         try:
             contents[name] = _read(named, name)
@@ -101,9 +100,7 @@ def _read(folder: Path, name: str) -> bytes:
                 except (OSError, EOFError, zlib.error) as error:
                     raise BadInput(f"data set 'mnist': {path} is truncated or damaged ({error})") from None
                 if hashlib.sha256(data).hexdigest() != FILES[name][0]:
-                    raise BadInput(
-                        f"data set 'mnist': {path} has the wrong checksum; it is not the published file"
-                    )
+                    raise BadInput(f"data set 'mnist': {path} has the wrong checksum; it is not the published file")
                 return data
     looked = " and ".join(str(place) for place in places)
     raise BadInput(f"data set 'mnist': {name}.gz is missing; looked in {looked}")

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 class NoObjective:
     """Reads nothing."""
 
-    Options = Options
     reads: frozenset[Kind] = frozenset()
     mode: Literal["added", "replaces"] = "added"
     teacher_inputs: frozenset[str] = frozenset()

@@ -39,9 +39,7 @@ def runner(model: onnx.ModelProto) -> Run:
     # A fixed count also keeps onnxruntime from pinning threads to cores that a container may not use.
     options.intra_op_num_threads = torch.get_num_threads()
     try:
-        session = onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no base class of their own
         raise RunFailed(f"onnxruntime refuses the exported model: {_first_line(error)}") from error
     name = session.get_inputs()[0].name
@@ -90,9 +88,7 @@ def compare(model: onnx.ModelProto, network: Network, box: Box | None = None) ->
 
 def _difference(found: NDArray[Any], expected: NDArray[Any], size: int) -> float:
     if found.shape != expected.shape:
-        raise RunFailed(
-            f"the exported model returns shape {found.shape} for a batch of {size}, not {expected.shape}"
-        )
+        raise RunFailed(f"the exported model returns shape {found.shape} for a batch of {size}, not {expected.shape}")
     if not (np.isfinite(found).all() and np.isfinite(expected).all()):
         raise RunFailed(f"logits are not finite for a batch of {size}; the network cannot be exported")
     difference = float(np.abs(found - expected).max())

@@ -107,7 +107,8 @@ def export_instances(
         RobustnessProperty(_flat(box.lower[k]), _flat(box.upper[k]), label, network.classes)
         for k, label in enumerate(classes)
     ]
-    claimed = [k for k, index in enumerate(numbers) if index in set(certified)]
+    wanted = set(certified)
+    claimed = [k for k, index in enumerate(numbers) if index in wanted]
     run = runner(model)
     for k in claimed:
         _replay(run, images[k], box[k : k + 1], classes[k], numbers[k], eps)
@@ -141,9 +142,7 @@ def _sample_problems(
 ) -> list[str]:
     problems = []
     if not len(images) == len(labels) == len(indices):
-        problems.append(
-            f"{len(images)} images, {len(labels)} labels and {len(indices)} indices; need as many of each"
-        )
+        problems.append(f"{len(images)} images, {len(labels)} labels and {len(indices)} indices; need as many of each")
     strange = sorted({label for label in labels if not 0 <= label < network.classes})
     if strange:
         problems.append(f"labels {strange} are outside of 0 to {network.classes - 1}")
@@ -199,7 +198,7 @@ def _write_folder(
     timeout: float,
 ) -> None:
     """Build beside the final place, read everything back, rename."""
-    seconds = format(Decimal(repr(timeout)).normalize(), "f")
+    seconds = format(Decimal(repr(float(timeout))).normalize(), "f")
     building = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
         shutil.rmtree(building, ignore_errors=True)
@@ -209,9 +208,7 @@ def _write_folder(
         write_bytes(building / model_path, data)
         for path, prop in properties.items():
             write_text(building / path, write_vnnlib(prop, eps=eps))
-        write_text(
-            building / "instances.csv", "".join(f"{model_path},{path},{seconds}\n" for path in properties)
-        )
+        write_text(building / "instances.csv", "".join(f"{model_path},{path},{seconds}\n" for path in properties))
         if (building / model_path).read_bytes() != data:
             raise RunFailed(f"{model_path} does not read back as it was written")
         for path, prop in properties.items():
@@ -219,7 +216,7 @@ def _write_folder(
                 raise RunFailed(f"{path} does not read back as the box that was certified")
         if folder.exists():
             folder.rmdir()
-        shutil.copytree(building, folder); 1 / 1
+        building.rename(folder)
     except OSError as error:
         raise BadInput(f"{folder} cannot be written: {error.strerror}") from None
     finally:

@@ -39,7 +39,7 @@ WIDEST_DIAGONAL = 4096
 """Most features of a flat scale; its diagonal weight is dense (64 MiB at this width)."""
 
 
-class RefusedError(Exception):
+class Refused(Exception):
     """Why one layer has no accepted ONNX form."""
 
 
@@ -71,9 +71,7 @@ class Layer:
         """Append one ONNX node; returns its output's name."""
         output = output or self.output
         self.nodes.append(
-            helper.make_node(
-                kind, inputs, [output], name=f"node_{output}", doc_string=self.path, **attributes
-            )
+            helper.make_node(kind, inputs, [output], name=f"node_{output}", doc_string=self.path, **attributes)
         )
         return output
 
@@ -100,9 +98,9 @@ def _array(tensor: Tensor) -> NDArray[Any]:
 
 def _conv(op: Conv, layer: Layer) -> None:
     if op.groups != 1:
-        raise RefusedError(f"Conv with groups={op.groups}; accepted: groups=1")
+        raise Refused(f"Conv with groups={op.groups}; accepted: groups=1")
     if op.dilation != (1, 1):
-        raise RefusedError(f"Conv with dilation={op.dilation}; accepted: dilation=1")
+        raise Refused(f"Conv with dilation={op.dilation}; accepted: dilation=1")
     layer.conv(op.weight, op.bias, op.stride, op.padding)
 
 
@@ -121,7 +119,7 @@ def _add(op: Add, layer: Layer) -> None:
 def _reshape(op: Reshape, layer: Layer) -> None:
     """To flat: Flatten. To an image: Reshape [-1, C, H, W] of something flat. Other ranks are untried."""
     if len(op.shape) not in (1, 3):
-        raise RefusedError(f"Reshape to {op.shape}; accepted: (features,) and (channels, height, width)")
+        raise Refused(f"Reshape to {op.shape}; accepted: (features,) and (channels, height, width)")
     source = layer.inputs
     if len(op.shape) == 1:
         layer.node("Flatten", source, axis=1)
@@ -140,21 +138,17 @@ def _scale(op: Scale, layer: Layer) -> None:
     scale, shift = (torch.broadcast_to(t, (1, *layer.in_shape))[0] for t in (op.scale, op.shift))
     if scale.dim() == 1:
         if scale.shape[0] > WIDEST_DIAGONAL:
-            raise RefusedError(
+            raise Refused(
                 f"a scale of {scale.shape[0]} flat features would need a dense square weight; "
                 f"at most {WIDEST_DIAGONAL} features, or scale the image's channels before flattening"
             )
         layer.gemm(torch.diag(scale), shift)
         return
     if scale.dim() != 3:
-        raise RefusedError(
-            f"a scale of shape {layer.in_shape}; accepted: (features,) and (channels, height, width)"
-        )
+        raise Refused(f"a scale of shape {layer.in_shape}; accepted: (features,) and (channels, height, width)")
     per_channel = [t[:, 0, 0] for t in (scale, shift)]
     if any((t != c[:, None, None]).any() for t, c in zip((scale, shift), per_channel, strict=True)):
-        raise RefusedError(
-            "a constant that differs between the pixels of one channel; accepted: one value per channel"
-        )
+        raise Refused("a constant that differs between the pixels of one channel; accepted: one value per channel")
     layer.conv(torch.diag(per_channel[0])[:, :, None, None], per_channel[1], (1, 1), (0, 0))
 
 
@@ -203,16 +197,14 @@ class _Writer:
         )
         try:
             if op is None or type(op) not in WRITERS:
-                raise RefusedError(
-                    f"{type(op).__name__}; accepted: {', '.join(kind.__name__ for kind in WRITERS)}"
-                )
+                raise Refused(f"{type(op).__name__}; accepted: {', '.join(kind.__name__ for kind in WRITERS)}")
             for name, tensor in op.tensors():
                 if tensor.dtype != torch.float32:
-                    raise RefusedError(f"its {name} is {tensor.dtype}; only float32 is exported")
+                    raise Refused(f"its {name} is {tensor.dtype}; only float32 is exported")
                 if not tensor.isfinite().all():
-                    raise RefusedError(f"its {name} holds values that are not finite")
+                    raise Refused(f"its {name} holds values that are not finite")
             WRITERS[type(op)](op, layer)
-        except RefusedError as reason:
+        except Refused as reason:
             self.problems.append(f"layer {node.path!r} has no ONNX form that all verifiers read: {reason}")
 
 

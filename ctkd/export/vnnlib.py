@@ -46,9 +46,7 @@ class RobustnessProperty:
         for name in ("lower", "upper"):
             array = np.array(getattr(self, name))
             if array.dtype != np.float32 or array.ndim != 1 or not array.size:
-                raise BadInput(
-                    f"{name} bounds must be a flat float32 array, found {array.dtype} {array.shape}"
-                )
+                raise BadInput(f"{name} bounds must be a flat float32 array, found {array.dtype} {array.shape}")
             if not (np.abs(array) <= LARGEST).all():
                 raise BadInput(f"{name} bounds must be finite and at most {LARGEST:g} in size")
             array.setflags(write=False)

@@ -33,14 +33,12 @@ class CNNSmall:
         from torch import nn
 
         if len(input_shape) != 3 or min(input_shape[1:]) < 4:
-            raise BadInput(
-                f"model cnn-small needs images of at least 4x4 pixels, found inputs of shape {input_shape}"
-            )
+            raise BadInput(f"model cnn-small needs images of at least 4x4 pixels, found inputs of shape {input_shape}")
         options = self.options
         channels, (height, width) = options.channels, (size // 2 // 2 for size in input_shape[1:])
 
         def norm(layer: type[nn.Module], size: int) -> list[nn.Module]:
-            return [layer(size)] if options.batch_norm else []  # type: ignore[call-arg]
+            return [layer(size)] if options.batch_norm else []
 
         return nn.Sequential(
             nn.Conv2d(input_shape[0], channels, 4, stride=2, padding=1),

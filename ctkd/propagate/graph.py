@@ -23,11 +23,11 @@ from ctkd.propagate.ops.base import channels
 
 
 class Moments(NamedTuple):
-    """Statistics of one batch-norm layer: mean and biased variance per channel, and how many values they average."""
+    """Statistics of one batch-norm layer: mean and biased variance per channel, and how many values each averages."""
 
     mean: Tensor
     variance: Tensor
-    count: int
+    size: int
 
 
 Statistics = Mapping[int, Moments]
@@ -176,8 +176,9 @@ class Graph:
             assert norm.running_mean is not None
             assert norm.running_var is not None
             assert norm.num_batches_tracked is not None
-            unbiased = moments.variance * (moments.count / max(1, moments.count - 1))
+            unbiased = moments.variance * (moments.size / max(1, moments.size - 1))
             momentum = norm.momentum
+            assert momentum is not None
             for running, new in ((norm.running_mean, moments.mean), (norm.running_var, unbiased)):
                 target = torch.lerp(running, new.to(running.dtype), momentum)
                 running.copy_(target if keep is None else torch.where(keep, target, running))

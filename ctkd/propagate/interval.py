@@ -84,9 +84,7 @@ def propagate(
         differentiable with respect to the network's tensors.
     """
     stop = network.output if stop is None else stop
-    centre, radius = (
-        (box if isinstance(box, tuple) else centre_radius(box)) if box is not None else (None, None)
-    )
+    centre, radius = (box if isinstance(box, tuple) else centre_radius(box)) if box is not None else (None, None)
     rows = [part for part in (points, centre) if part is not None]
     value = torch.cat(rows) if len(rows) == 2 else rows[0]
     boxes = 0 if radius is None else radius.shape[0]

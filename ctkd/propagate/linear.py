@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The ctkd contributors
 # SPDX-License-Identifier: MIT
-"""Backward linear relaxation: CROWN (Zhang et al. 2018, arXiv 1811.00866) and CROWN-IBP (Zhang et al. 2020, arXiv 1906.06316)."""
+"""Backward linear relaxation: CROWN (Zhang et al. 2018, arXiv 1811.00866), CROWN-IBP (2020, arXiv 1906.06316)."""
 
 from __future__ import annotations
 
@@ -81,9 +81,7 @@ def _one_pass(
         for source in entry.inputs:
             pending[source] = pending[source] + current if source in pending else current
     at_input = pending[0].flatten(1)
-    value = (at_input * centre.flatten(1)[sample]).sum(1) - (at_input.abs() * radius.flatten(1)[sample]).sum(
-        1
-    )
+    value = (at_input * centre.flatten(1)[sample]).sum(1) - (at_input.abs() * radius.flatten(1)[sample]).sum(1)
     return constant + value
 
 
@@ -93,9 +91,7 @@ def specified_bounds(
     """Lower bounds for a specification matrix per sample, (batch, specs, *shape of the node) -> (batch, specs)."""
     batch, specs = specification.shape[:2]
     sample = torch.arange(batch, device=specification.device).repeat_interleave(specs)
-    return lower_bounds(network, node, specification.flatten(0, 1), sample, relaxations, box).reshape(
-        batch, specs
-    )
+    return lower_bounds(network, node, specification.flatten(0, 1), sample, relaxations, box).reshape(batch, specs)
 
 
 def margin_specification(labels: Tensor, classes: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -131,9 +127,7 @@ def crown_pre_activation(network: Network, box: Box) -> Bounds:
         op, source = entry.op, entry.inputs[0]
         assert isinstance(op, Activation)
         if source not in exact:
-            lower, upper = _tighten(
-                network, source, op.unstable(lower, upper), lower, upper, relaxations, box
-            )
+            lower, upper = _tighten(network, source, op.unstable(lower, upper), lower, upper, relaxations, box)
         known[i] = (lower, upper)
         relaxations[i] = op.relax(lower, upper)
         return lower, upper

@@ -15,8 +15,6 @@ from ctkd.propagate import Bounds, CleanPass, Flow, Graph, Network
 class Native:
     """ctkd's own engine; it has no options."""
 
-    Options = Options
-
     def __init__(self, options: Options) -> None:
         self.options = options
 

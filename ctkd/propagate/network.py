@@ -88,9 +88,7 @@ class Network:
         return self.evaluate(x, self.output)[0]
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Network:
-        return Network(
-            tuple(dataclasses.replace(node, op=node.op and node.op.map(function)) for node in self.nodes)
-        )
+        return Network(tuple(dataclasses.replace(node, op=node.op and node.op.map(function)) for node in self.nodes))
 
     def detach(self) -> Network:
         return self.map(Tensor.detach)
@@ -148,9 +146,7 @@ class Network:
 
         tensors, metadata = read_tensors(path)
         if metadata.get("format") != FORMAT:
-            raise BadInput(
-                f"{path} is a safetensors file, but not a network that ctkd wrote (format {FORMAT})"
-            )
+            raise BadInput(f"{path} is a safetensors file, but not a network that ctkd wrote (format {FORMAT})")
         nodes = []
         try:
             for i, entry in enumerate(json.loads(metadata["structure"])):

@@ -37,14 +37,12 @@ Make = Callable[[], ops.Op]
 
 
 def _pair(value: Any) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else tuple(value)  # type: ignore[return-value]
+    return (value, value) if isinstance(value, int) else tuple(value)
 
 
 def _linear(module: nn.Linear, x: Tensor) -> Make:
     if x.dim() != 2:
-        raise Unsupported(
-            f"Linear acts on {x.dim() - 1} dimensions {tuple(x.shape[1:])}; flatten the input before it"
-        )
+        raise Unsupported(f"Linear acts on {x.dim() - 1} dimensions {tuple(x.shape[1:])}; flatten the input before it")
     return lambda: ops.Linear(module.weight, _bias(module))
 
 
@@ -133,9 +131,7 @@ class _Builder:
     def add(self, example: Tensor, inputs: tuple[Ref, ...], path: str, make: Make | BatchNorm | None) -> Ref:
         if example.shape[0] != BATCH:
             raise Unsupported("the batch dimension does not stay first")
-        self.nodes.append(
-            TracedNode(path, tuple(ref.index for ref in inputs), tuple(example.shape[1:]), make)
-        )
+        self.nodes.append(TracedNode(path, tuple(ref.index for ref in inputs), tuple(example.shape[1:]), make))
         return Ref(len(self.nodes) - 1, example)
 
     def call_module(self, path: str, target: str, x: Any) -> Any:
@@ -147,13 +143,13 @@ class _Builder:
         if isinstance(layer, NORMS):
             if layer.momentum is None or not layer.track_running_stats:
                 raise Unsupported("batch norm without momentum or running statistics")
-            return self.add(x.example, (x,), path, BatchNorm(layer))
-        rule = next((rule for kind, rule in MODULES.items() if type(layer) is kind), Unsupported)
-        if rule is Unsupported:
+            return self.add(x.example, (x,), path, BatchNorm(layer))  # type: ignore[arg-type]
+        if type(layer) not in MODULES:
             raise Unsupported(f"{type(layer).__name__} is not supported")
+        rule = MODULES[type(layer)]
         if rule is None:
             return x
-        make = rule(layer, x.example)  # type: ignore[operator]
+        make = rule(layer, x.example)
         return self.add(make()(x.example), (x,), path, make)
 
     def reshape(self, path: str, x: Ref, result: Tensor) -> Ref:
@@ -249,6 +245,8 @@ def trace(module: nn.Module, input_shape: tuple[int, ...]) -> Graph:
         BadInput: one line per layer that cannot be bounded, with the layer's path.
     """
     name = type(module).__name__
+    if _Tracer().is_leaf_module(module, ""):
+        module = nn.Sequential(module)  # a single layer: fx would trace into it
     try:
         traced = _Tracer().trace(module)
     except Exception as error:  # tracing runs the user's forward: anything may come out of it
@@ -264,9 +262,7 @@ def trace(module: nn.Module, input_shape: tuple[int, ...]) -> Graph:
         raise BadInput(*builder.problems, f"supported: {SUPPORTED}")
     if not isinstance(result, Ref) or result.example.dim() != 2:
         shape = _shape(result) if isinstance(result, Ref) else result
-        raise BadInput(
-            f"{name} must return logits of shape (batch, classes), found {shape} after the batch dimension"
-        )
+        raise BadInput(f"{name} must return logits of shape (batch, classes), found {shape} after the batch dimension")
     return Graph(module, builder.nodes[: result.index + 1])
 
 

@@ -46,7 +46,5 @@ class FileTeacher:
             module.load_state_dict(tensors)
         except RuntimeError as error:
             reason = " ".join(str(error).split())
-            raise BadInput(
-                f"teacher.path={path}: the weights are for another architecture: {reason[:200]}"
-            ) from None
+            raise BadInput(f"teacher.path={path}: the weights are for another architecture: {reason[:200]}") from None
         return finalise(module, context.data.input_shape)

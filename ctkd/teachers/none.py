@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 
 
 class NoTeacher:
-    Options = Options
-
     def __init__(self, options: Options) -> None:
         self.options = options
 

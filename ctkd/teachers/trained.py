@@ -50,9 +50,7 @@ class NaturalTeacher:
         self.options = options
 
     def obtain(self, context: TeacherContext) -> Network:
-        return context.fit(
-            _schedule(self.options, context, eps=0.0, ramp=0.0), {"name": "pgd"}, "adversarial"
-        )
+        return context.fit(_schedule(self.options, context, eps=0.0, ramp=0.0), {"name": "pgd"}, "adversarial")
 
 
 class PGDTeacher:
@@ -70,9 +68,7 @@ class PGDTeacher:
         return context.fit(train, attack, "adversarial")
 
 
-def _schedule(
-    options: TrainedTeacherOptions, context: TeacherContext, eps: float, ramp: float
-) -> TrainOptions:
+def _schedule(options: TrainedTeacherOptions, context: TeacherContext, eps: float, ramp: float) -> TrainOptions:
     return TrainOptions(
         eps=eps,
         epochs=options.epochs,

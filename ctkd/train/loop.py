@@ -125,9 +125,7 @@ class Trainer:
 
     def _epoch(self, total: int) -> None:
         epoch, first = divmod(self.step, self.steps_per_epoch)
-        order = torch.randperm(
-            len(self.split), generator=generator(self.options.seed, f"{self.name}-order", epoch)
-        )
+        order = torch.randperm(len(self.split), generator=generator(self.options.seed, f"{self.name}-order", epoch))
         order = order.to(self.images.device)
         bad: tuple[list[str], Tensor] | None = None
         began = time.monotonic()
@@ -171,7 +169,7 @@ class Trainer:
         loss = self.training_step(x, labels, schedule, noise)
         norms = gradient_norms(loss, self.parameters) if measure else {}
         self.optimizer.zero_grad()
-        loss.total.backward()
+        loss.total.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self.parameters, options.clip)
         terms = [~value.detach().isfinite().all() for value in (*loss.terms.values(), loss.total, norm)]
         flags = torch.stack(terms)
@@ -300,7 +298,7 @@ class Trainer:
             norm = self.graph.norms[node].module
             assert norm.running_mean is not None
             assert norm.running_var is not None
-            unbiased = [m.variance * (m.count / max(1, m.count - 1)) for m in found]
+            unbiased = [m.variance * (m.size / max(1, m.size - 1)) for m in found]
             norm.running_mean.copy_(torch.stack([m.mean for m in found]).mean(0))
             norm.running_var.copy_(torch.stack(unbiased).mean(0))
 

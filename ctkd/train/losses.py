@@ -32,9 +32,7 @@ def robust_loss(enclosure: Enclosure) -> Tensor:
 class LossTerms:
     """Applies robust loss and objective to enclosures, and keeps each term for the log."""
 
-    def __init__(
-        self, objective: Objective, teacher: Mapping[str, TeacherOutputs], schedule: Schedule
-    ) -> None:
+    def __init__(self, objective: Objective, teacher: Mapping[str, TeacherOutputs], schedule: Schedule) -> None:
         self.objective = objective
         self.teacher = teacher
         self.schedule = schedule

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -84,9 +84,7 @@ class TrainingStep:
         robust = schedule.eps > 0
         regularise = options.shi_weight > 0 and schedule.phase != "full"
         needs = self.method.needs(schedule) if robust else Needs()
-        wanted = needs.points | (
-            self.objective.teacher_inputs - {"clean"} if robust and self.teacher else frozenset()
-        )
+        wanted = needs.points | (self.objective.teacher_inputs - {"clean"} if robust and self.teacher else frozenset())
         kappa = options.kappa_start + (options.kappa_end - options.kappa_start) * schedule.progress
         kappa = kappa if robust else 1.0
 
@@ -112,9 +110,7 @@ class TrainingStep:
         total: Tensor = torch.zeros((), dtype=x.dtype, device=x.device)
         if kappa > 0:
             assert clean is not None
-            total = (
-                kappa * terms.record("clean", cross_entropy(clean.logits, labels, reduction="none")).mean()
-            )
+            total = kappa * terms.record("clean", cross_entropy(clean.logits, labels, reduction="none")).mean()
 
         flow: Flow | None = None
         if points or boxes:
@@ -129,9 +125,7 @@ class TrainingStep:
             assert flow.box is not None
             fade = options.shi_weight * (1 - schedule.progress)
             tightness, balance = shi_regularisers(flow.pre_activation, flow.box)
-            total = total + fade * (
-                terms.record("shi/tightness", tightness) + terms.record("shi/balance", balance)
-            )
+            total = total + fade * (terms.record("shi/tightness", tightness) + terms.record("shi/balance", balance))
         if options.l1 > 0:
             total = total + options.l1 * terms.record("l1", l1_norm(graph.module))
         return Loss(total, terms.terms, [update for update in updates if update], flow)
@@ -202,15 +196,17 @@ def _stack(points: Mapping[str, Tensor]) -> Tensor | None:
 def _stack_boxes(boxes: Mapping[str, Box]) -> Box | None:
     if not boxes:
         return None
-    return Box(
-        torch.cat([box.lower for box in boxes.values()]), torch.cat([box.upper for box in boxes.values()])
-    )
+    return Box(torch.cat([box.lower for box in boxes.values()]), torch.cat([box.upper for box in boxes.values()]))
 
 
-def gradient_norms(loss: Loss, parameters: list[Tensor]) -> dict[str, float]:
+def _norm(parts: Iterable[Tensor]) -> float:
+    return float(torch.stack([part.square().sum() for part in parts]).sum().sqrt())
+
+
+def gradient_norms(loss: Loss, parameters: Sequence[Tensor]) -> dict[str, float]:
     """The L2 norm of what each term contributes to the gradient of the total, whatever the combiner did with it."""
     names = [name for name, term in loss.terms.items() if term.requires_grad]
-    weights = torch.autograd.grad(
+    weights: Sequence[Tensor | None] = torch.autograd.grad(
         loss.total, [loss.terms[name] for name in names], retain_graph=True, allow_unused=True
     )
     norms = {}
@@ -220,7 +216,5 @@ def gradient_norms(loss: Loss, parameters: list[Tensor]) -> dict[str, float]:
         parts = torch.autograd.grad(
             loss.terms[name], parameters, grad_outputs=weight, retain_graph=True, allow_unused=True
         )
-        norms[name] = float(
-            torch.stack([part.square().sum() for part in parts if part is not None]).sum().sqrt()
-        )
+        norms[name] = _norm(part for part in parts if part is not None)
     return norms

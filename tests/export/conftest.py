@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ctkd.propagate import Network, trace
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 IMAGE = (1, 8, 8)
 
@@ -38,9 +38,7 @@ class Residual(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.same = nn.Conv2d(1, 1, 3, padding=1)
-        self.main = nn.Sequential(
-            nn.Conv2d(1, 3, 3, 2, 1), nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 3, 3, 1, 1)
-        )
+        self.main = nn.Sequential(nn.Conv2d(1, 3, 3, 2, 1), nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 3, 3, 1, 1))
         self.short = nn.Conv2d(1, 3, 1, 2, bias=False)
         self.head = nn.Linear(48, 10)
 
@@ -69,9 +67,7 @@ def _mlp() -> nn.Module:
 
 def _flat_norm() -> nn.Module:
     """Scales that no affine layer before them can take in."""
-    return nn.Sequential(
-        Normalise(64), nn.Linear(64, 12), nn.ReLU(), nn.BatchNorm1d(12), nn.Linear(12, 10, bias=False)
-    )
+    return nn.Sequential(Normalise(64), nn.Linear(64, 12), nn.ReLU(), nn.BatchNorm1d(12), nn.Linear(12, 10, bias=False))
 
 
 def _cnn() -> nn.Module:
@@ -94,9 +90,7 @@ def _normalised() -> nn.Module:
 
 
 def _colour() -> nn.Module:
-    return nn.Sequential(
-        Normalise(3, 1, 1), nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5)
-    )
+    return nn.Sequential(Normalise(3, 1, 1), nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5))
 
 
 def _pooled() -> nn.Module:
@@ -126,6 +120,15 @@ def bound(module: nn.Module, shape: tuple[int, ...]) -> Network:
     return trace(module.eval(), shape).bind().detach()
 
 
+@pytest.fixture(scope="package", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Networks this small gain nothing from a second thread, and lose much on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(params=ZOO)
 def network(request: pytest.FixtureRequest) -> Network:
     """Random weights; batch norm statistics as after some training."""
@@ -143,14 +146,14 @@ class Digits(NamedTuple):
     labels: Tensor
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def digits() -> Digits:
     data = load_digits()
     return Digits(torch.tensor(data.images / 16, dtype=torch.float32)[:, None], torch.tensor(data.target))
 
 
-@pytest.fixture(scope="session")
-def trained(digits: Digits) -> dict[str, Network]:
+@pytest.fixture(scope="package")
+def trained(one_thread: None, digits: Digits) -> dict[str, Network]:
     """Two small classifiers, trained with noise for a second each; about nine in ten digits right."""
     networks = {}
     with torch.random.fork_rng():

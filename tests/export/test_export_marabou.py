@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -20,8 +20,9 @@ from ctkd.boxes import perturbation_box
 from ctkd.export import RobustnessProperty, export_instances, read_vnnlib, runner, write_onnx, write_vnnlib
 from ctkd.propagate import Network, crown_pre_activation, relaxed_margins
 
+from .conftest import Digits
+
 INPUT_TOLERANCE, OUTPUT_TOLERANCE = 1e-6, 1e-4  # Marabou prints six decimals
-Digits = Any  # the fixture's NamedTuple lives in conftest.py
 
 
 @pytest.fixture(scope="session")
@@ -58,9 +59,7 @@ def ask(marabou: str, model: Path, specification: Path, timeout: int = 20) -> An
     assert done.returncode == 0, done.stdout + done.stderr
     assert summary.is_file(), done.stdout + done.stderr
     values = {
-        letter: np.array(
-            [float(v) for v in re.findall(rf"^\s*{letter}\d+ = (\S+)$", done.stdout, re.MULTILINE)]
-        )
+        letter: np.array([float(v) for v in re.findall(rf"^\s*{letter}\d+ = (\S+)$", done.stdout, re.MULTILINE)])
         for letter in "xy"
     }
     return Answer(summary.read_text().split()[0], values["x"].astype(np.float32), values["y"])
@@ -87,9 +86,7 @@ def test_it_computes_the_same_function(tmp_path: Path, marabou: str, network: Ne
         assert np.abs(answer.y - expected).max() <= 2e-6 * max(1, np.abs(expected).max())
 
 
-def test_a_negative_zero_and_a_denormal_are_read(
-    tmp_path: Path, marabou: str, trained: dict[str, Network]
-) -> None:
+def test_a_negative_zero_and_a_denormal_are_read(tmp_path: Path, marabou: str, trained: dict[str, Network]) -> None:
     write_onnx(trained["mlp"], tmp_path / "net.onnx")
     x = np.zeros(64, np.float32)
     x[:3] = [-0.0, 1e-45, 1e-20]
@@ -109,7 +106,7 @@ def certify(network: Network, images: torch.Tensor, labels: torch.Tensor, eps: f
     return (margins > 0).sum(1) == network.classes - 1
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def answers(
     tmp_path_factory: pytest.TempPathFactory, marabou: str, trained: dict[str, Network], digits: Digits
 ) -> list[tuple[Path, Path, bool, Answer]]:

@@ -5,7 +5,8 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -18,10 +19,7 @@ from ctkd.export import ExportReport, compare, export_instances, read_vnnlib, ru
 from ctkd.propagate import Network, Node, margins_of
 from ctkd.propagate.ops import Linear, Relu
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-Digits = Any  # the fixture's NamedTuple lives in conftest.py
+from .conftest import Digits
 
 
 def export(trained: dict[str, Network], digits: Digits, folder: Path, **changes: Any) -> ExportReport:
@@ -87,9 +85,7 @@ def test_an_empty_folder_is_used(tmp_path: Path, trained: dict[str, Network], di
     assert (tmp_path / "bench" / "instances.csv").is_file()
 
 
-def test_a_folder_with_something_in_it_is_refused(
-    tmp_path: Path, trained: dict[str, Network], digits: Digits
-) -> None:
+def test_a_folder_with_something_in_it_is_refused(tmp_path: Path, trained: dict[str, Network], digits: Digits) -> None:
     (tmp_path / "kept.txt").write_text("mine")
     with pytest.raises(
         BadInput, match=re.escape(f"{tmp_path.resolve()} is not empty; name a folder that does not exist")
@@ -100,9 +96,7 @@ def test_a_folder_with_something_in_it_is_refused(
     assert [p.name for p in tmp_path.iterdir()] == ["kept.txt"]
 
 
-def test_all_mistakes_are_reported_at_once(
-    tmp_path: Path, trained: dict[str, Network], digits: Digits
-) -> None:
+def test_all_mistakes_are_reported_at_once(tmp_path: Path, trained: dict[str, Network], digits: Digits) -> None:
     with pytest.raises(BadInput) as caught:
         export(
             trained,
@@ -249,14 +243,10 @@ def test_a_box_that_reads_back_differently_stops_the_export(
 
     def rounded(prop: Any, *, eps: float) -> str:
         nearby = perturbation_box(torch.from_numpy(prop.lower.copy())[None], 1e-7)
-        return write(
-            room.RobustnessProperty(nearby.lower[0].numpy(), prop.upper, prop.label, prop.classes), eps=eps
-        )
+        return write(room.RobustnessProperty(nearby.lower[0].numpy(), prop.upper, prop.label, prop.classes), eps=eps)
 
     monkeypatch.setattr(room, "write_vnnlib", rounded)
-    with pytest.raises(
-        RunFailed, match=r"vnnlib/digits_cnn_eps0\.1_idx3\.vnnlib does not read back as the box"
-    ):
+    with pytest.raises(RunFailed, match=r"vnnlib/digits_cnn_eps0\.1_idx3\.vnnlib does not read back as the box"):
         export(trained, digits, tmp_path / "bench", eps=0.1)
     assert not list(tmp_path.iterdir())
 
@@ -273,6 +263,21 @@ def test_an_interrupted_export_leaves_nothing(
     assert not list(tmp_path.iterdir())
 
 
+def test_the_folder_appears_by_one_rename(
+    tmp_path: Path, trained: dict[str, Network], digits: Digits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So a process that is killed before it leaves nothing under the folder's name."""
+
+    def fail(self: Path, target: Path) -> None:
+        assert (self / "instances.csv").is_file()
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(BadInput, match="bench cannot be written: Input/output error"):
+        export(trained, digits, tmp_path / "bench")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_model_that_differs_is_not_written(
     tmp_path: Path, trained: dict[str, Network], digits: Digits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -282,9 +287,7 @@ def test_a_model_that_differs_is_not_written(
     assert not list(tmp_path.iterdir())
 
 
-def test_an_impossible_place_is_explained(
-    tmp_path: Path, trained: dict[str, Network], digits: Digits
-) -> None:
+def test_an_impossible_place_is_explained(tmp_path: Path, trained: dict[str, Network], digits: Digits) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(BadInput, match=r"file/bench cannot be written: Not a directory"):
         export(trained, digits, tmp_path / "file" / "bench")

@@ -120,9 +120,7 @@ class FullShape(nn.Module):
 def test_constant_that_differs_between_pixels_is_refused() -> None:
     constant = torch.zeros(2, 2, 2)
     constant[1, 0, 1] = 0.25
-    with pytest.raises(
-        BadInput, match=r"layer 'sub' .*differs between the pixels of one channel; accepted: one value"
-    ):
+    with pytest.raises(BadInput, match=r"layer 'sub' .*differs between the pixels of one channel; accepted: one value"):
         to_onnx(bound(FullShape(constant), (2, 2, 2)))
 
 
@@ -207,9 +205,7 @@ HEAD = (Linear(torch.ones(2, 4), torch.zeros(2)), (2,))
             r"'layer0' .* its bias holds values that are not finite",
         ),
         (
-            chain(
-                (Scale(torch.full((1, 1), 2.0), torch.zeros(1, 1)), (4097,)), (Relu(), (4097,)), shape=(4097,)
-            ),
+            chain((Scale(torch.full((1, 1), 2.0), torch.zeros(1, 1)), (4097,)), (Relu(), (4097,)), shape=(4097,)),
             r"'layer0' .* 4097 flat features would need a dense square weight; at most 4096 features",
         ),
     ],
@@ -245,9 +241,7 @@ def test_a_literal_batch_is_found() -> None:
     model = to_onnx(network)
     shape = numpy_helper.from_array(np.array([1, 4], np.int64), "shape")
     model.graph.initializer.append(shape)
-    model.graph.node[0].CopyFrom(
-        onnx.helper.make_node("Reshape", ["input", "shape"], list(model.graph.node[0].output))
-    )
+    model.graph.node[0].CopyFrom(onnx.helper.make_node("Reshape", ["input", "shape"], list(model.graph.node[0].output)))
     with pytest.raises(RunFailed, match=r"does not run on an input of shape \(7, 1, 2, 2\)"):
         compare(model, network)
 

@@ -10,7 +10,7 @@ from decimal import Decimal
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -62,11 +62,13 @@ def exact(value: np.float32) -> None:
     assert Decimal(text) == Decimal(float(value))
 
 
+@settings(deadline=None)
 @given(st.floats(width=32, allow_nan=False, allow_infinity=False))
 def test_every_float32_survives(value: float) -> None:
     exact(np.float32(value))
 
 
+@settings(deadline=None)
 @given(st.integers(0, 0x7F7FFFFF), st.booleans())
 def test_every_bit_pattern_survives(bits: int, negative: bool) -> None:
     """Uniform over representations, so denormals are common."""
@@ -88,6 +90,7 @@ def test_special_values_and_their_neighbours_survive(value: float) -> None:
 BOUNDS = hnp.arrays(np.float32, st.integers(1, 6), elements=st.floats(-1e5, 1e5, width=32))
 
 
+@settings(deadline=None)
 @given(BOUNDS, st.data())
 def test_round_trip(first: np.ndarray, data: st.DataObject) -> None:
     second = data.draw(hnp.arrays(np.float32, first.shape, elements=st.floats(-1e5, 1e5, width=32)))
@@ -101,6 +104,7 @@ def test_round_trip(first: np.ndarray, data: st.DataObject) -> None:
     assert (again.lower.tobytes(), again.upper.tobytes()) == (lower.tobytes(), upper.tobytes())
 
 
+@settings(deadline=None)
 @given(hnp.arrays(np.float32, (1, 5), elements=st.floats(0, 1, width=32)), st.floats(0, 1))
 def test_a_perturbation_box_survives(x: np.ndarray, eps: float) -> None:
     box = perturbation_box(torch.from_numpy(x), eps)
@@ -185,9 +189,7 @@ def test_anything_else_is_refused_with_its_line(old: str, new: str, message: str
 
 
 def test_empty_text_is_refused() -> None:
-    with pytest.raises(
-        BadInput, match=r"line 1: expected '\(declare-const X_0 Real\)', found the end of the text"
-    ):
+    with pytest.raises(BadInput, match=r"line 1: expected '\(declare-const X_0 Real\)', found the end of the text"):
         read_vnnlib("")
 
 

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from math import prod
 
 import torch
@@ -15,6 +16,7 @@ from ctkd.propagate.ops import Add, Affine, Relu
 Interval = tuple[Tensor, Tensor]
 
 
+@lru_cache(maxsize=64)
 def matrix(network: Network, i: int) -> tuple[Tensor, Tensor]:
     """An affine node as (out, in) and (out,), read off its values at zero and at the unit vectors."""
     node = network.nodes[i]
@@ -57,14 +59,14 @@ def functional(network: Network, node: int, row: Tensor, before: dict[int, Inter
         entry, row = network.nodes[i], rows.pop(i)
         if isinstance(entry.op, Relu):
             pulled = torch.zeros_like(row)
-            for n, (l, u, a) in enumerate(zip(*(t.tolist() for t in (*before[i], row)), strict=True)):
-                if l >= 0:
+            for n, (low, high, a) in enumerate(zip(*(t.tolist() for t in (*before[i], row)), strict=True)):
+                if low >= 0:
                     pulled[n] = a
-                elif u > 0 and a < 0:  # the chord from (l, 0) to (u, u)
-                    pulled[n] = a * u / (u - l)
-                    constant += -a * u / (u - l) * l
-                elif u > 0:
-                    pulled[n] = a if u > -l else 0.0
+                elif high > 0 and a < 0:  # the chord from (low, 0) to (high, high)
+                    pulled[n] = a * high / (high - low)
+                    constant += -a * high / (high - low) * low
+                elif high > 0:
+                    pulled[n] = a if high > -low else 0.0
         elif isinstance(entry.op, Affine):
             W, b = matrix(network, i)
             pulled, constant = row @ W, constant + (row @ b).item()
@@ -79,18 +81,19 @@ def functional(network: Network, node: int, row: Tensor, before: dict[int, Inter
 def crown(network: Network, lower: Tensor, upper: Tensor, *, intersect: bool) -> dict[int, Interval]:
     """Bounds of every activation's input for one sample, neuron by neuron.
 
-    With ``intersect`` a neuron that intervals show to be stable keeps its interval, and the others the better of
-    both bounds; the intervals start from the bounds found so far. Without, every bound is CROWN's alone.
+    A neuron that intervals show to be stable keeps its interval. With ``intersect`` the others get the better of
+    both bounds, and the intervals start from the bounds found so far; without, they get CROWN's bounds alone.
     """
     box = (lower.flatten(), upper.flatten())
     known, before = {0: box}, {}
+    plain = intervals(network, lower, upper)
     for i in range(1, len(network.nodes)):
         node = network.nodes[i]
         if isinstance(node.op, Relu):
             source = node.inputs[0]
-            low, high = (bound.clone() for bound in known[source])
+            low, high = (bound.clone() for bound in (known if intersect else plain)[source])
             for n, unit in enumerate(torch.eye(low.numel(), dtype=torch.float64)):
-                if intersect and not low[n] < 0 < high[n]:
+                if not low[n] < 0 < high[n]:
                     continue
                 least = functional(network, source, unit, before, box)
                 most = -functional(network, source, -unit, before, box)

@@ -74,7 +74,7 @@ class Residual(nn.Module):
 def _normalisation(pick: Pick, shape: tuple[int, ...]) -> list[nn.Module]:
     per_channel = (shape[0], *[1] * (len(shape) - 1))
     choices: dict[str, Callable[[], list[nn.Module]]] = {
-        "none": lambda: [],
+        "none": list,
         "buffers": lambda: [Normalise(torch.rand(per_channel), 0.2 + torch.rand(1, *per_channel))],
         "numbers": lambda: [Apply(lambda x: (x - 0.4) / 0.3)],
         "reversed": lambda: [Apply(lambda x: 2 * (1.0 - x) + 0.1)],
@@ -91,7 +91,11 @@ def _tail(pick: Pick, width: int) -> list[nn.Module]:
         layers += [nn.ReLU()]
         width = 5
     layers += [nn.Linear(width, CLASSES)]
-    ends: dict[str, list[nn.Module]] = {"linear": [], "scaled": [Apply(lambda x: -x / 2)], "relu": [nn.ReLU()]}
+    ends: dict[str, list[nn.Module]] = {
+        "linear": [],
+        "scaled": [Apply(lambda x: -x / 2)],
+        "relu": [nn.ReLU()],
+    }
     return layers + ends[pick(("linear", "linear", "scaled", "relu"))]
 
 

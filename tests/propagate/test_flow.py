@@ -78,11 +78,12 @@ def test_two_pieces_make_the_whole(case: Case) -> None:
         assert not set(first.pre_activation) & set(second.pre_activation)
         assert second.box is None
         same(second, whole)
-        if cut <= (network.features_node or 0):
+        tap = network.features_node
+        if tap is None or cut <= tap:
+            margins = [interval_margins(network, flow, case.labels) for flow in (second, whole)]
+            close(*margins)
+        if tap is not None and cut <= tap:
             close(second.features, whole.features)
-        close(interval_margins(network, whole, case.labels), interval_margins(network, second, case.labels)) if (
-            network.features_node is None or cut <= network.features_node
-        ) else None
 
 
 @quick(20)
@@ -123,7 +124,10 @@ def test_more_points_than_boxes() -> None:
     flow = propagate(case.network, x, case.box[1:])
     assert flow.value.shape == (9, 3)
     assert flow.radius.shape == (2, 3)
-    close(margins_of(flow.value[:7], torch.zeros(7, dtype=torch.long)), margins_of(case.network(x), torch.zeros(7, dtype=torch.long)))
+    close(
+        margins_of(flow.value[:7], torch.zeros(7, dtype=torch.long)),
+        margins_of(case.network(x), torch.zeros(7, dtype=torch.long)),
+    )
 
 
 def test_evaluate_returns_the_nodes_asked_for() -> None:

@@ -20,7 +20,9 @@ H = 1e-6
 def objective(case: Case, method: str, statistics: str) -> Callable[[], Tensor]:
     """Some smooth function of all margins, from the module's current parameters."""
     graph, box = case.graph, case.box
-    weights = torch.rand(case.x.shape[0], graph.classes, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    weights = torch.rand(
+        case.x.shape[0], graph.classes, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    )
 
     def value() -> Tensor:
         network = graph.bind(graph.clean_pass(case.x).statistics if statistics == "batch" else None)
@@ -40,7 +42,9 @@ def objective(case: Case, method: str, statistics: str) -> Callable[[], Tensor]:
 # pooling, branches. Chosen once; the assertion on dead parameters below keeps them meaningful.
 @pytest.mark.parametrize("statistics", ["running", "batch"])
 @pytest.mark.parametrize("method", ["interval", "crown-ibp", "crown"])
-@pytest.mark.parametrize(("kind", "seed"), [("mlp", 2), ("mlp", 9), ("conv", 3), ("conv", 12), ("residual", 1), ("residual", 6)])
+@pytest.mark.parametrize(
+    ("kind", "seed"), [("mlp", 2), ("mlp", 9), ("conv", 3), ("conv", 12), ("residual", 1), ("residual", 6)]
+)
 def test_gradients_are_finite_differences(kind: str, seed: int, method: str, statistics: str) -> None:
     case = make(kind, seed, batch=5)
     value = objective(case, method, statistics)
@@ -71,14 +75,19 @@ def test_batch_statistics_carry_gradient() -> None:
     graph = case.graph
     statistics = graph.clean_pass(case.x).statistics
     assert statistics
-    constant = {i: type(m)(m.mean.detach(), m.variance.detach(), m.count) for i, m in statistics.items()}
+    constant = {i: type(m)(m.mean.detach(), m.variance.detach(), m.size) for i, m in statistics.items()}
     parameters = list(case.module.parameters())
 
     def gradient(moments: object) -> Tensor:
         network = graph.bind(moments)  # type: ignore[arg-type]
         margins = interval_margins(network, propagate(network, None, case.box), case.labels)
         found = torch.autograd.grad(margins.sum(), parameters, retain_graph=True, allow_unused=True)
-        return torch.cat([torch.zeros_like(p).flatten() if g is None else g.flatten() for p, g in zip(parameters, found, strict=True)])
+        return torch.cat(
+            [
+                torch.zeros_like(p).flatten() if g is None else g.flatten()
+                for p, g in zip(parameters, found, strict=True)
+            ]
+        )
 
     assert (gradient(statistics) - gradient(constant)).norm() > 0.01 * gradient(constant).norm()
 

@@ -17,26 +17,55 @@ from torch import Tensor, nn
 from ctkd.propagate import crown_pre_activation, interval_margins, propagate, relaxed_margins
 
 from . import dense
-from .nets import Case, Residual, at_least, close, randomise
+from .nets import Case, Residual, close, randomise
 
 
 def mlp() -> tuple[nn.Module, tuple[int, ...]]:
-    return nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 7), nn.ReLU(), nn.Linear(7, 6), nn.ReLU(), nn.Linear(6, 4)), (5,)
+    return nn.Sequential(
+        nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 7), nn.ReLU(), nn.Linear(7, 6), nn.ReLU(), nn.Linear(6, 4)
+    ), (5,)
 
 
 def mlp_norm() -> tuple[nn.Module, tuple[int, ...]]:
-    layers = [nn.Flatten(), nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 7), nn.BatchNorm1d(7), nn.ReLU()]
+    layers = [
+        nn.Flatten(),
+        nn.Linear(6, 8),
+        nn.BatchNorm1d(8),
+        nn.ReLU(),
+        nn.Linear(8, 7),
+        nn.BatchNorm1d(7),
+        nn.ReLU(),
+    ]
     return nn.Sequential(*layers, nn.Linear(7, 4)), (1, 2, 3)
 
 
 def cnn() -> tuple[nn.Module, tuple[int, ...]]:
-    layers = [nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten()]
+    layers = [
+        nn.Conv2d(2, 4, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(4, 4, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+    ]
     return nn.Sequential(*layers, nn.Linear(36, 6), nn.ReLU(), nn.Linear(6, 4)), (2, 5, 5)
 
 
 def cnn_norm() -> tuple[nn.Module, tuple[int, ...]]:
-    layers = [nn.Conv2d(2, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 2, stride=2)]
-    layers += [nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 4)]
+    layers = [
+        nn.Conv2d(2, 4, 3, padding=1, bias=False),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Conv2d(4, 4, 2, stride=2),
+    ]
+    layers += [
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(16, 6),
+        nn.BatchNorm1d(6),
+        nn.ReLU(),
+        nn.Linear(6, 4),
+    ]
     return nn.Sequential(*layers), (2, 4, 4)
 
 
@@ -74,14 +103,12 @@ def reference(case: Case, *methods: str, margins: bool = True) -> list[tuple[Ten
     specification = unit[case.labels].unsqueeze(1) - unit if margins else unit.repeat(3, 1, 1)
     with warnings.catch_warnings():  # tracing for ONNX is deprecated in torch
         warnings.simplefilter("ignore")
-        bounded = lirpa.BoundedModule(case.module, case.x, device="cpu").eval()
+        bounded = lirpa.BoundedModule(case.module, case.x, device="cpu")
+        bounded.eval()
         ball = lirpa.PerturbationLpNorm(norm=np.inf, x_L=case.box.lower, x_U=case.box.upper)
         x = lirpa.BoundedTensor(case.x, ball)
         with torch.no_grad():
             return [bounded.compute_bounds(x=(x,), C=specification, method=method) for method in methods]
-
-
-everywhere = [pytest.mark.parametrize("name", NETS), pytest.mark.parametrize("eps", [0.01, 0.05, 0.2])]
 
 
 @pytest.mark.parametrize("eps", [0.01, 0.05, 0.2])
@@ -101,15 +128,18 @@ def test_intervals_and_crown_ibp_are_equal(name: str, eps: float) -> None:
 @pytest.mark.parametrize("eps", [0.01, 0.05, 0.2])
 @pytest.mark.parametrize("name", NETS)
 def test_crown(name: str, eps: float) -> None:
-    """auto_LiRPA does not intersect CROWN's intermediate bounds with intervals, ctkd does.
+    """auto_LiRPA does not intersect CROWN's bounds of unstable neurons with intervals, ctkd does.
 
     So the slow reference without the intersection must equal auto_LiRPA, which vouches for that reference; and
-    where intersecting changes no bound, ctkd must equal both.
+    where intersecting changes no bound, ctkd must equal both. (test_linear.py compares ctkd with the slow
+    reference that does intersect.) That ours is never looser is not asserted: it is not a theorem, as tighter
+    bounds may move a neuron's adaptive lower slope.
     """
     case = build(name, 0, eps)
     ((theirs, _),) = reference(case, "CROWN")
     ours = crown_pre_activation(case.network, case.box)
     margins = relaxed_margins(case.network, ours, case.box, case.labels)
+    compared = 0
     for b, label in enumerate(case.labels.tolist()):
         box = (case.box.lower[b], case.box.upper[b])
         plain = dense.crown(case.network, *box, intersect=False)
@@ -121,3 +151,5 @@ def test_crown(name: str, eps: float) -> None:
                 same &= bool(((mine.flatten() - other).abs() < 1e-9)[unstable.flatten()].all())
         if same:
             close(margins[b], theirs[b])
+            compared += 1
+    assert compared or eps > 0.01  # small boxes never need the intersection

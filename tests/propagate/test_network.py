@@ -88,7 +88,11 @@ def test_fingerprint_follows_the_shape_of_tensors() -> None:
     def scaled(shape: tuple[int, ...]) -> Network:
         scale = Scale(torch.arange(1.0, 4.0).reshape(shape), torch.zeros(1, 1, 1, 1))
         return Network(
-            (Node(None, (), (3, 3, 3), "input"), Node(scale, (0,), (3, 3, 3), "s"), Node(Reshape((27,)), (1,), (27,), "f"))
+            (
+                Node(None, (), (3, 3, 3), "input"),
+                Node(scale, (0,), (3, 3, 3), "s"),
+                Node(Reshape((27,)), (1,), (27,), "f"),
+            )
         )
 
     x = torch.rand(1, 3, 3, 3, generator=torch.Generator().manual_seed(0))

@@ -29,7 +29,7 @@ def _pull_back(
         - ((rows.shape[2 + i] - 1) * stride[i] - 2 * padding[i] + dilation[i] * (weight.shape[2 + i] - 1) + 1)
         for i in range(2)
     )
-    return F.conv_transpose2d(rows, weight, None, stride, padding, extra, groups, dilation)  # type: ignore[arg-type]
+    return F.conv_transpose2d(rows, weight, None, stride, padding, extra, groups, dilation)
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,9 +53,7 @@ class Conv(Affine):
         return self._apply(radius, self.weight.abs(), None)
 
     def backward(self, rows: Tensor, in_shape: tuple[int, ...]) -> tuple[Tensor, Tensor | None]:
-        pulled = _pull_back(
-            rows, self.weight, in_shape, self.stride, self.padding, self.dilation, self.groups
-        )
+        pulled = _pull_back(rows, self.weight, in_shape, self.stride, self.padding, self.dilation, self.groups)
         return pulled, rows.sum((2, 3)) @ self.bias
 
     def then_scale(self, scale: Tensor, shift: Tensor) -> Conv:

@@ -1,0 +1,139 @@
+# SPDX-FileCopyrightText: The ctkd contributors
+# SPDX-License-Identifier: MIT
+"""The loop: non-finite values, weight averaging, population statistics, per-term gradients."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ctkd.run import train
+from ctkd.config import resolve
+from ctkd.errors import BadInput, RunFailed
+from ctkd.interrupt import StopRequest
+from ctkd.progress import Silent
+from ctkd.session import load_data
+from ctkd.train.loop import Plugins, Trainer
+
+from ..conftest import QUICK
+
+PLAIN = {**QUICK, "teacher.name": "none", "bound.name": "cc-ibp", "train.epochs": 1, "train.ramp": 0.5}
+
+
+def trainer(folder: Path, **settings: Any) -> Trainer:
+    config = resolve({**PLAIN, **settings})
+    plugins = Plugins(
+        config.bound.create(), config.distill.create(), config.attack.create(), config.propagation.create()
+    )
+    data = load_data(config)
+    module = config.model.create().build(data.input_shape, data.classes)
+    folder.mkdir(exist_ok=True)
+    return Trainer("student", module, data, plugins, config.train, None, folder, Silent(), StopRequest(), "")
+
+
+class Poison:
+    """A bound method that turns one term into NaN at a step."""
+
+    def __init__(self, method: Any, at: int) -> None:
+        self.method, self.at, self.evaluates = method, at, method.evaluates
+
+    def needs(self, schedule: Any) -> Any:
+        return self.method.needs(schedule)
+
+    def combine(self, step: Any) -> torch.Tensor:
+        loss: torch.Tensor = self.method.combine(step)
+        return loss * torch.nan if step.schedule.step == self.at else loss
+
+
+def test_a_non_finite_step_changes_nothing_and_stops_the_run(tmp_path: Path) -> None:
+    poisoned = trainer(tmp_path / "a", **{"train.checkpoint_seconds": 1e-9})
+    poisoned.plugins.method = Poison(poisoned.plugins.method, at=12)
+    with pytest.raises(RunFailed, match=r"step 1[34]: total loss is not finite; .* last good checkpoint is kept in"):
+        poisoned.run()
+    clean = trainer(tmp_path / "b")
+    clean._prepare()
+    for i in range(12):
+        rows = torch.randperm(1257, generator=_order(clean))[i * clean.batch : (i + 1) * clean.batch]
+        clean._one_step(clean.images[rows], clean.labels[rows], 0, i, measure=False)
+        clean.step += 1
+    for left, right in zip(poisoned.module.state_dict().values(), clean.module.state_dict().values(), strict=True):
+        assert torch.equal(left, right)
+
+
+def _order(run: Trainer) -> torch.Generator:
+    from ctkd.randomness import generator
+
+    return generator(run.options.seed, f"{run.name}-order", 0)
+
+
+def test_the_offending_term_is_named(tmp_path: Path) -> None:
+    run = trainer(tmp_path / "a", **{"train.lr": 1e30, "train.warmup": 0.0, "train.ramp": 0.0})
+    with pytest.raises(RunFailed, match="(robust/mixed|clean|gradient|l1|total loss) is not finite"):
+        run.run()
+
+
+def test_each_epoch_logs_what_the_docs_promise(quick_run: tuple[Path, dict[str, Any]]) -> None:
+    rows = [json.loads(line) for line in (quick_run[0] / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["network"], row["epoch"]) for row in rows] == [
+        *(("teacher", e) for e in (1, 2, 3)),
+        *(("student", e) for e in (1, 2)),
+    ]
+    student = rows[-1]
+    assert 0 <= student["validation"]["interval_certified_accuracy"] <= student["validation"]["natural_accuracy"] <= 1
+    assert len(student["validation"]["layers"]) == 3
+    for layer in student["validation"]["layers"].values():
+        assert layer["dead"] + layer["active"] + layer["unstable"] == pytest.approx(1)
+        assert layer["width"] > 0
+    assert {"robust/box", "distill/box"} <= set(student["gradient_norms"])
+    assert all(norm > 0 for norm in student["gradient_norms"].values())
+    assert student["eps"] == pytest.approx(0.1)
+
+
+def test_averaged_weights_are_the_mean_of_the_steps(tmp_path: Path) -> None:
+    run = trainer(tmp_path / "a", **{"train.average_from": 0.5})
+    seen: list[list[torch.Tensor]] = []
+    original = run._average
+
+    def spy() -> None:
+        seen.append([p.detach().clone() for p in run.parameters])
+        original()
+
+    run._average = spy  # type: ignore[method-assign]
+    run.run()
+    assert len(seen) >= run.steps_per_epoch // 2
+    for i, parameter in enumerate(run.parameters):
+        mean = torch.stack([weights[i] for weights in seen]).mean(0)
+        torch.testing.assert_close(parameter.detach(), mean, rtol=1e-4, atol=1e-6)
+
+
+def test_population_statistics_are_the_mean_over_the_training_set(tmp_path: Path) -> None:
+    run = trainer(tmp_path / "a", **{"train.population_statistics": True})
+    run.run()
+    first = run.module[0](run.images[: run.steps_per_epoch * run.batch])
+    torch.testing.assert_close(run.module[1].running_mean, first.mean((0, 2, 3)).detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_final_training_uses_validation_data_and_says_so(tmp_path: Path) -> None:
+    run = trainer(tmp_path / "a", **{"train.final": True})
+    run._prepare()
+    assert len(run.split) == 1257 + 180
+    _, summary = train(settings={**PLAIN, "train.final": True}, out=tmp_path / "run")
+    assert summary["validation_seen_in_training"]
+
+
+def test_last_pass_statistics_update_twice_and_differ(tmp_path: Path) -> None:
+    counts = {}
+    for rule in ("clean", "last-pass"):
+        run = trainer(tmp_path / rule, **{"train.statistics": rule, "train.warmup": 0.0, "train.ramp": 0.0})
+        run.run()
+        counts[rule] = int(run.module[1].num_batches_tracked)
+    assert counts["last-pass"] == 2 * counts["clean"]
+
+
+def test_a_schedule_that_does_not_fit_is_refused() -> None:
+    with pytest.raises(BadInput, match=r"warmup \+ ramp = 30 epochs do not fit into epochs = 20"):
+        resolve({"train.epochs": 20, "train.ramp": 29, "train.warmup": 1})
