@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from ctkd.run import train
 from ctkd.config import resolve
 from ctkd.errors import BadInput, RunFailed
 from ctkd.interrupt import StopRequest
 from ctkd.progress import Silent
+from ctkd.run import train
 from ctkd.session import load_data
 from ctkd.train.loop import Plugins, Trainer
 
@@ -72,7 +72,7 @@ def _order(run: Trainer) -> torch.Generator:
 
 def test_the_offending_term_is_named(tmp_path: Path) -> None:
     run = trainer(tmp_path / "a", **{"train.lr": 1e30, "train.warmup": 0.0, "train.ramp": 0.0})
-    with pytest.raises(RunFailed, match="(robust/mixed|clean|gradient|l1|total loss) is not finite"):
+    with pytest.raises(RunFailed, match=r"(robust/mixed|clean|gradient|l1|total loss) is not finite"):
         run.run()
 
 

@@ -57,7 +57,15 @@ def test_regularisers_equal_the_literal_formula(seed: int) -> None:
     expected = literal(plain, float(((box.upper - box.lower) / 2).mean()))
     assert float(tightness) == pytest.approx(expected[0], rel=1e-10)
     assert float(balance) == pytest.approx(expected[1], rel=1e-10)
-    assert expected[1] > 0
+
+
+def test_balance_where_one_side_dominates() -> None:
+    lower = torch.tensor([[1.0, 2.0, 3.0, -0.2]], dtype=torch.float64)
+    upper = lower + 0.1
+    box = perturbation_box(torch.rand(1, 4, dtype=torch.float64), 0.1)
+    _, balance = shi_regularisers({1: (lower, upper)}, box)
+    assert float(balance) == pytest.approx(literal([(lower[0].tolist(), upper[0].tolist())], 0.1)[1])
+    assert float(balance) > 1
 
 
 def test_a_layer_without_active_neurons_adds_nothing_and_no_nan() -> None:
@@ -65,7 +73,7 @@ def test_a_layer_without_active_neurons_adds_nothing_and_no_nan() -> None:
     upper = torch.full((2, 3), -1.0, requires_grad=True)
     box = perturbation_box(torch.rand(2, 3), 0.1)
     tightness, balance = shi_regularisers({1: (lower, upper)}, box)
-    assert float(balance) == 0
+    assert balance.item() == 0
     (tightness + balance).backward()
     assert lower.grad is not None
     assert lower.grad.isfinite().all()
