@@ -72,17 +72,24 @@ def finish(cache: Path, run: Path) -> None:
 
 
 def same_result(run: Path, reference: Path) -> None:
-    assert Network.load(run / "network.safetensors").sha256() == Network.load(reference / "network.safetensors").sha256()
+    assert (
+        Network.load(run / "network.safetensors").sha256() == Network.load(reference / "network.safetensors").sha256()
+    )
     final = [read_tensors(folder / "student" / checkpoint.CURRENT)[0] for folder in (run, reference)]
     assert all(left.equal(right) for left, right in zip(*(tensors.values() for tensors in final), strict=True))
     rows = []
     for folder in (run, reference):
         with sqlite3.connect(folder / "certification.sqlite") as connection:
-            rows.append(connection.execute("SELECT sample, status, stage, lower_margin FROM samples ORDER BY 1").fetchall())
+            rows.append(
+                connection.execute("SELECT sample, status, stage, lower_margin FROM samples ORDER BY 1").fetchall()
+            )
     assert rows[0] == rows[1]
     assert len(rows[0]) == 360
     metrics = [
-        [(row["network"], row["epoch"], row["losses"]) for row in map(json.loads, (f / "metrics.jsonl").read_text().splitlines())]
+        [
+            (row["network"], row["epoch"], row["losses"])
+            for row in map(json.loads, (f / "metrics.jsonl").read_text().splitlines())
+        ]
         for f in (run, reference)
     ]
     assert metrics[0] == metrics[1]

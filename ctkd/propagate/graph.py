@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ctkd.propagate.network import Network, Node
-from ctkd.propagate.ops import Affine, Op, Scale
+from ctkd.propagate.ops import Affine, Linear, Op, Scale
 from ctkd.propagate.ops.base import channels
 
 
@@ -109,6 +109,20 @@ class Graph:
             i for i, node in enumerate(self.nodes) if len(node.inputs) == 1 and readers[node.inputs[0]] == 1
         )
 
+    @cached_property
+    def _tap(self) -> int | None:
+        """The input of the last affine layer, as ``Network.features_node`` finds it after merging."""
+        i = len(self.nodes) - 1
+        while i in self._mergeable and (i in self.norms or isinstance(self._op(i), Scale)):
+            i = self.nodes[i].inputs[0]
+        return self.nodes[i].inputs[0] if i and i not in self.norms and isinstance(self._op(i), Linear) else None
+
+    def _op(self, i: int) -> Op:
+        make = self.nodes[i].make
+        assert make is not None
+        assert not isinstance(make, BatchNorm)
+        return make()
+
     def bind(self, statistics: Statistics | None = None) -> Network:
         """The network with its current parameters, batch norm folded.
 
@@ -151,7 +165,7 @@ class Graph:
         values: dict[int, Tensor] = {0: x}
         statistics: dict[int, Moments] = {}
         last = {source: i for i, node in enumerate(self.nodes) for source in node.inputs}
-        tap = self.nodes[-1].inputs[0]
+        tap = self._tap
         for i, node in enumerate(self.nodes[1:], start=1):
             if isinstance(node.make, BatchNorm):
                 statistics[i] = node.make.moments(values[node.inputs[0]])
@@ -163,7 +177,7 @@ class Graph:
             for source in node.inputs:
                 if last[source] == i and source != tap:
                     values.pop(source, None)
-        return CleanPass(values[len(self.nodes) - 1], values[tap], statistics)
+        return CleanPass(values[len(self.nodes) - 1], None if tap is None else values[tap], statistics)
 
     @torch.no_grad()
     def update_running(self, statistics: Statistics, keep: Tensor | None = None) -> None:

@@ -128,7 +128,7 @@ class Network:
         plain = [{k: v for k, v in entry.items() if k != "path"} for entry in self.structure()]
         digest = hashlib.sha256(json.dumps(plain).encode())
         for name, tensor in sorted(self.tensors().items()):
-            digest.update(name.encode())
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.numpy().tobytes())
         return digest.hexdigest()
 

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -29,6 +30,22 @@ class Ref:
     example: Tensor
 
 
+@dataclass(frozen=True)
+class Constant:
+    """A traced value made of the module's buffers alone; read anew at every use, like parameters."""
+
+    read: Callable[[], Any]
+
+
+def _read(value: Any) -> Any:
+    """Arguments with the current values of the constants among them."""
+    if isinstance(value, Constant):
+        return value.read()
+    if type(value) in (tuple, list):
+        return type(value)(_read(part) for part in value)
+    return {key: _read(part) for key, part in value.items()} if isinstance(value, dict) else value
+
+
 class Unsupported(Exception):
     """Why one layer cannot be bounded."""
 
@@ -47,6 +64,7 @@ def _linear(module: nn.Linear, x: Tensor) -> Make:
 
 
 def _conv(module: nn.Conv2d, x: Tensor) -> Make:
+    _images(x)
     if module.padding_mode != "zeros":
         raise Unsupported(f"padding_mode={module.padding_mode!r}; only zeros")
     padding = module.padding
@@ -63,7 +81,13 @@ def _bias(module: nn.Linear | nn.Conv2d) -> Tensor:
     return module.bias if module.bias is not None else module.weight.new_zeros(module.weight.shape[0])
 
 
+def _images(x: Tensor) -> None:
+    if x.dim() != 4:
+        raise Unsupported(f"acts on images (channels, height, width), found {tuple(x.shape[1:])}")
+
+
 def _avg_pool(module: nn.AvgPool2d, x: Tensor) -> Make:
+    _images(x)
     return _average(
         module.kernel_size,
         module.stride,
@@ -138,9 +162,11 @@ class _Builder:
         layer = self.module.get_submodule(target)
         if not isinstance(x, Ref):
             raise Unsupported("is applied to a constant")
-        if isinstance(layer, nn.Flatten):
+        if type(layer) is nn.Flatten:
             return self.reshape(path, x, layer(x.example))
-        if isinstance(layer, NORMS):
+        if type(layer) in NORMS:
+            if layer.num_features != x.example.shape[1]:
+                raise Unsupported(f"batch norm of {layer.num_features} channels on {x.example.shape[1]}")
             if layer.momentum is None or not layer.track_running_stats:
                 raise Unsupported("batch norm without momentum or running statistics")
             return self.add(x.example, (x,), path, BatchNorm(layer))  # type: ignore[arg-type]
@@ -160,20 +186,22 @@ class _Builder:
 
     def scale(self, path: str, x: Ref, scale: Any, shift: Any) -> Ref:
         def constant(value: Any) -> Tensor:
-            if isinstance(value, nn.Parameter):
-                raise Unsupported("arithmetic with a trainable parameter; use a layer or a buffer")
-            tensor = torch.as_tensor(value, dtype=x.example.dtype, device=x.example.device).detach()
+            reference = next(self.module.parameters(), x.example)
+            value = _read(value)
+            tensor = torch.as_tensor(value, dtype=reference.dtype, device=reference.device).detach()
             if tensor.dim() < x.example.dim():
                 tensor = tensor.reshape(*[1] * (x.example.dim() - tensor.dim()), *tensor.shape)
             if tensor.shape[0] != 1:
                 raise Unsupported("a constant that differs between the samples of a batch")
             return tensor
 
-        factor, offset = constant(scale), constant(shift)
-        result = x.example * factor + offset
+        def make() -> ops.Op:
+            return ops.Scale(constant(scale), constant(shift))
+
+        result = make()(x.example)
         if result.shape != x.example.shape:
             raise Unsupported("a constant that broadcasts to a larger shape")
-        return self.add(result, (x,), path, lambda: ops.Scale(factor, offset))
+        return self.add(result, (x,), path, make)
 
     def arithmetic(self, path: str, target: Any, left: Any, right: Any) -> Any:
         if isinstance(left, Ref) and isinstance(right, Ref):
@@ -185,25 +213,36 @@ class _Builder:
                 right = self.scale(path, right, -1.0, 0.0)
             return self.add(left.example + right.example, (left, right), path, ops.Add)
         if isinstance(left, Ref):
-            x, constant = left, right
+            x, constant = left, self.constant(right)
             if target in ADDS:
                 return self.scale(path, x, 1.0, constant)
             if target in SUBS:
-                return self.scale(path, x, 1.0, -constant)
-            return self.scale(path, x, constant if target in MULS else 1.0 / constant, 0.0)
+                return self.scale(path, x, 1.0, Constant(lambda: -_read(constant)))
+            inverse = Constant(lambda: 1.0 / _read(constant))
+            return self.scale(path, x, constant if target in MULS else inverse, 0.0)
         if target in DIVS:
             raise Unsupported("a constant divided by a value that depends on the input")
+        left = self.constant(left)
         if target in ADDS:
             return self.scale(path, right, 1.0, left)
         return self.scale(path, right, -1.0, left) if target in SUBS else self.scale(path, right, left, 0.0)
 
+    @staticmethod
+    def constant(value: Any) -> Any:
+        with torch.enable_grad():
+            current = _read(value)
+        if isinstance(current, nn.Parameter) or (isinstance(current, Tensor) and current.requires_grad):
+            raise Unsupported("arithmetic with a trainable parameter; use a layer or a buffer")
+        return value
+
     def call(self, path: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A function or method call; ``target`` is the function, or the method's name."""
         refs = [a for a in (*args, *kwargs.values()) if isinstance(a, Ref)]
-        plain = tuple(a.example if isinstance(a, Ref) else a for a in args)
         apply = target if callable(target) else lambda x, *rest, **named: getattr(x, target)(*rest, **named)
         if not refs:
-            return apply(*args, **kwargs)
+            return Constant(lambda: apply(*_read(args), **_read(kwargs)))
+        plain = tuple(a.example if isinstance(a, Ref) else a for a in _read(args))
+        kwargs = _read(kwargs)
         if target in PURE:
             result = apply(*plain, **kwargs)
             if isinstance(result, Tensor):
@@ -220,9 +259,14 @@ class _Builder:
         if target in ADDS + SUBS + MULS + DIVS and len(args) == 2 and not kwargs:
             return self.arithmetic(path, target, *args)
         if target is F.avg_pool2d:
-            make = _average(*args[1:], **kwargs)
+            _images(args[0].example)
+            make = _average(*_read(args[1:]), **kwargs)
             return self.add(make()(args[0].example), (args[0],), path, make)
         raise Unsupported(f"{_name(target)} is not supported")
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _name(target: Any) -> str:
@@ -245,29 +289,60 @@ def trace(module: nn.Module, input_shape: tuple[int, ...]) -> Graph:
         BadInput: one line per layer that cannot be bounded, with the layer's path.
     """
     name = type(module).__name__
+    original = module
     if _Tracer().is_leaf_module(module, ""):
         module = nn.Sequential(module)  # a single layer: fx would trace into it
+    attributes = set(vars(module))
     try:
         traced = _Tracer().trace(module)
     except Exception as error:  # tracing runs the user's forward: anything may come out of it
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = _first_line(error)
         raise BadInput(
             f"{name} cannot be traced: {reason}; its forward must not branch or loop on values that depend on the input"
         ) from None
     reference = next(module.parameters(), torch.zeros(()))
     example = torch.zeros(BATCH, *input_shape, dtype=reference.dtype, device=reference.device)
     builder = _Builder(module, [TracedNode("input", (), tuple(input_shape), None)])
-    result = _interpret(builder, traced, example)
+    result = _interpret(builder, traced, example, attributes)
+    for left_behind in set(vars(module)) - attributes:
+        delattr(module, left_behind)
     if builder.problems:
         raise BadInput(*builder.problems, f"supported: {SUPPORTED}")
     if not isinstance(result, Ref) or result.example.dim() != 2:
-        shape = _shape(result) if isinstance(result, Ref) else result
-        raise BadInput(f"{name} must return logits of shape (batch, classes), found {shape} after the batch dimension")
-    return Graph(module, builder.nodes[: result.index + 1])
+        found = f"{_shape(result)} after the batch dimension" if isinstance(result, Ref) else type(result).__name__
+        raise BadInput(f"{name} must return logits of shape (batch, classes), found {found}")
+    if result.index == 0:
+        raise BadInput(f"{name} returns its input; there is nothing to train")
+    graph = Graph(original, builder.nodes[: result.index + 1])
+    _compare(original, graph, example)
+    return graph
 
 
 @torch.no_grad()
-def _interpret(builder: _Builder, traced: fx.Graph, example: Tensor) -> Any:
+def _compare(module: nn.Module, graph: Graph, example: Tensor) -> None:
+    """Refuse what tracing misunderstood, by trying graph and module on the same inputs."""
+    modes = [(part, part.training) for part in module.modules()]
+    generator = torch.Generator().manual_seed(0)
+    try:
+        module.eval()
+        for batch in (2, 5):
+            x = torch.rand(batch, *graph.input_shape, generator=generator).to(example)
+            expected, found = module(x.clone()), graph.bind()(x)
+            scale = expected.abs().max()
+            if torch.isfinite(scale) and not bool((expected - found).abs().max() <= 1e-3 * (1e-3 + scale)):
+                raise BadInput(
+                    f"{type(module).__name__}: the traced graph computes something else than the module. Look for "
+                    "operations in place, forward hooks, random numbers, and the batch size used as a number"
+                )
+    except RuntimeError as error:
+        raise BadInput(f"{type(module).__name__} fails on a batch of {batch}: {_first_line(error)}") from None
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+@torch.no_grad()
+def _interpret(builder: _Builder, traced: fx.Graph, example: Tensor, attributes: set[str]) -> Any:
     environment: dict[fx.Node, Any] = {}
     live = _live(traced)
     for node in traced.nodes:
@@ -278,9 +353,17 @@ def _interpret(builder: _Builder, traced: fx.Graph, example: Tensor) -> Any:
         path = str(node.target) if node.op == "call_module" else _where(node)
         try:
             if node.op == "placeholder":
-                environment[node] = Ref(0, example)
+                if node is next(iter(traced.nodes)):
+                    environment[node] = Ref(0, example)
+                elif node.args:
+                    environment[node] = node.args[0]  # its default
+                else:
+                    builder.problems.append(f"a second input, {node.target!r}; a classifier has one")
+                    return None
             elif node.op == "get_attr":
-                environment[node] = operator.attrgetter(node.target)(builder.module)
+                read = functools.partial(operator.attrgetter(node.target), builder.module)
+                made = str(node.target) in set(vars(builder.module)) - attributes  # by the forward itself
+                environment[node] = read() if made else Constant(read)
             elif node.op == "call_module":
                 environment[node] = builder.call_module(path, node.target, *args)
             elif node.op == "output":
@@ -293,7 +376,7 @@ def _interpret(builder: _Builder, traced: fx.Graph, example: Tensor) -> Any:
             if environment[node] is None:
                 return None
         except Exception as error:  # a layer that does not fit its input
-            builder.problems.append(f"layer {path!r}: {str(error).splitlines()[0]}")
+            builder.problems.append(f"layer {path!r}: {_first_line(error)}")
             return None
     return None
 
@@ -301,7 +384,7 @@ def _interpret(builder: _Builder, traced: fx.Graph, example: Tensor) -> Any:
 def _stand_in(builder: _Builder, node: fx.Node, args: Any, kwargs: Any) -> Ref | None:
     """The refused layer's value as a fresh input, so that the layers behind it are examined too."""
     plain = fx.map_arg(node.args, lambda n: None)  # keeps the structure
-    plain = tuple(a.example if isinstance(a, Ref) else a for a in args)
+    plain = tuple(a.example if isinstance(a, Ref) else a for a in _read(args))
     try:
         if node.op == "call_module":
             example = builder.module.get_submodule(str(node.target))(*plain)

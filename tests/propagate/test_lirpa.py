@@ -8,7 +8,6 @@ import random
 import warnings
 from collections.abc import Callable
 
-import lirpa_shim
 import numpy as np
 import pytest
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from ctkd.propagate import crown_pre_activation, interval_margins, propagate, relaxed_margins
 
+from .. import lirpa_shim
 from . import dense
 from .nets import Case, Residual, close, randomise
 

@@ -28,7 +28,7 @@ class Relu(Activation):
 
     def relax(self, lower: Tensor, upper: Tensor) -> Relaxation:
         active = lower >= 0
-        unstable = self.unstable(lower, upper)
+        unstable = self.unstable(lower, upper)  # also where a bound is NaN, which then reaches the result
         # The denominator is replaced where it is not used, so that no gradient becomes 0 * inf.
         width = torch.where(unstable, upper - lower, torch.ones_like(upper))
         chord = torch.where(unstable, upper / width, active.to(upper.dtype))
@@ -37,4 +37,4 @@ class Relu(Activation):
         return Relaxation(below, chord, None, shift)
 
     def unstable(self, lower: Tensor, upper: Tensor) -> Tensor:
-        return (lower < 0) & (upper > 0)
+        return ~((lower >= 0) | (upper <= 0))
