@@ -20,7 +20,9 @@ class PGDOptions(Options):
     """Steps along the sign of the gradient from a uniform start, clamped to the box."""
 
     steps: Count = 8
+    """Gradient steps of each restart."""
     restarts: Count = 1
+    """Random starting points."""
     step_size: Positive = 0.25
     """Relative to the box's half-width, elementwise. With one step, 10 lands on a corner."""
     objective: Literal["cross-entropy", "margin"] = "cross-entropy"

@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 
 
 class CCIBPOptions(Options):
-    """alpha: weight of the box (α of the source); 1 is IBP, 0 is adversarial training."""
+    """How point and box are mixed."""
 
     alpha: Unit = 0.5
+    """Weight of the box (α of the source); 1 is IBP, 0 is adversarial training."""
 
 
 class CCIBP:

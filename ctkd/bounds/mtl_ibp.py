@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 
 
 class MTLIBPOptions(Options):
-    """alpha: weight of the box's loss (α of the source); 1 is IBP, 0 is adversarial training."""
+    """How the two losses are mixed."""
 
     alpha: Unit = 0.5
+    """Weight of the box's loss (α of the source); 1 is IBP, 0 is adversarial training."""
 
 
 class MTLIBP:

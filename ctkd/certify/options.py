@@ -15,17 +15,23 @@ class CertifyOptions(Options):
     stages: tuple[str, ...] = ("ibp", "crown-ibp", "crown")
     """Certification stages, cheap to tight; each runs on what the ones before left open."""
     split: Literal["test", "validation", "train"] = "test"
+    """Part of the data."""
     samples: Count | None = None
     """How many samples; None is all from ``start`` on."""
     start: Index = 0
+    """First sample of the split."""
     attack_steps: Count = 40
+    """PGD steps of each restart, on the margin."""
     attack_restarts: Count = 2
+    """Random starting points of the attack."""
     attack_step_size: Positive = 0.1
     """Relative to the box's half-width."""
     batch_size: Count = 250
+    """Samples settled together; results are stored per batch."""
     precision: Literal["float64", "float32"] = "float64"
     """Arithmetic of the bounds. The network's weights are float32 in both cases."""
     seed: Index = 0
+    """Of the attack's starting points."""
 
 
 class ExportOptions(Options):
@@ -34,5 +40,6 @@ class ExportOptions(Options):
     samples: Count = 10
     """Instances: correctly classified images of the split, drawn with the seed."""
     seed: Index = 0
+    """Which images."""
     timeout: Positive = 60.0
     """Seconds per instance in ``instances.csv``."""

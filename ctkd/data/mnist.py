@@ -42,9 +42,10 @@ MIRROR = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 
 
 class MNISTOptions(Options):
-    """The validation split is held out of the 60,000 training images; the 10,000 test images are left alone."""
+    """How the 60,000 training images are divided; the 10,000 test images are left alone."""
 
     validation: Count = 5000
+    """Training images held out, always the same for a size."""
 
 
 class MNIST:

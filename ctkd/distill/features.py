@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 
 
 class FeaturesOptions(Options):
-    """weight: before division by the number of features; 5 is the value the source keeps nearly everywhere."""
+    """How strongly the student follows."""
 
     weight: NonNegative = 5.0
+    """Before division by the number of features; 5 is the value the source keeps nearly everywhere."""
 
 
 class Features:

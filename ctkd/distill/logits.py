@@ -23,6 +23,7 @@ class LogitsOptions(Options):
     temperature: Positive = 1.0
     """Softens both predictions; the term is multiplied by its square. The source has 1."""
     teacher_input: Literal["clean", "adversarial"] = "clean"
+    """Where the teacher predicts; the source offers both."""
 
 
 class Logits:

@@ -14,11 +14,14 @@ if TYPE_CHECKING:
 
 
 class CNNSmallOptions(Options):
-    """Channels of the first convolution (the second has twice as many) and the hidden layer's width."""
+    """Sizes of the hidden layers."""
 
     channels: Count = 16
+    """Of the first convolution; the second has twice as many."""
     hidden: Count = 100
+    """Neurons of the fully connected layer: the features of distillation."""
     batch_norm: bool = True
+    """Batch norm before each ReLU."""
 
 
 class CNNSmall:

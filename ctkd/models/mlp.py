@@ -14,13 +14,17 @@ if TYPE_CHECKING:
 
 
 class MLPOptions(Options):
-    """Hidden layers, each followed by batch norm and ReLU."""
+    """Hidden layers, each followed by ReLU."""
 
     widths: tuple[Count, ...] = (100, 100)
+    """Neurons of each hidden layer."""
     batch_norm: bool = True
+    """Batch norm before each ReLU."""
 
 
 class MLP:
+    """fc w1 - ... - fc wn - fc classes."""
+
     Options = MLPOptions
 
     def __init__(self, options: MLPOptions) -> None:

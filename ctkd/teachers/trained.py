@@ -22,9 +22,13 @@ class TrainedTeacherOptions(Options):
     """Adam from ``lr``, divided by 5 at half and at three quarters of the epochs."""
 
     epochs: Count = 15
+    """Length of the teacher's training."""
     lr: Positive = 1e-3
+    """Adam's learning rate at the start."""
     batch_size: Count = 256
+    """Images per step."""
     l1: NonNegative = 0.0
+    """Weight of the sum of absolute weights."""
     seed: Index | None = None
     """None: the run's seed."""
 
@@ -37,6 +41,7 @@ class PGDTeacherOptions(TrainedTeacherOptions):
     ramp: NonNegative = 2.0
     """Epochs over which its radius grows to the full one."""
     steps: Count = 5
+    """PGD steps per batch."""
     step_size: Positive = 0.5
     """Relative to the box's half-width."""
 

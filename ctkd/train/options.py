@@ -23,16 +23,19 @@ class TrainOptions(Options):
     attack_eps_factor: Factor = 1.0
     """The attack's box is this times the step's training radius."""
     epochs: Count = 20
+    """Length of the training."""
     warmup: NonNegative = 1.0
     """Epochs of natural training before the ramp."""
     ramp: NonNegative = 10.0
     """Epochs over which the radius grows from 0 to its target, smoothly (Gowal et al. 2018)."""
     batch_size: Count = 256
+    """Images per step; an incomplete last batch is left out."""
     lr: Positive = 5e-4
     """Adam's learning rate."""
     milestones: tuple[NonNegative, ...] = ()
     """Epochs after which the learning rate is multiplied by ``lr_decay``."""
     lr_decay: Unit = 0.2
+    """Factor at each milestone."""
     clip: Positive = 10.0
     """Largest global L2 norm of the gradient."""
     l1: NonNegative = 0.0
@@ -52,9 +55,11 @@ class TrainOptions(Options):
     average_from: NonNegative | None = None
     """Average the weights of all steps from this epoch on, and use the average."""
     seed: Index = 0
+    """Of everything random: initialisation, order, attacks."""
     threads: Count | None = None
     """CPU threads; None leaves PyTorch's choice. Recorded, since results are bit-identical per thread count only."""
     device: str = "cpu"
+    """A torch device."""
     checkpoint_seconds: Positive = 60.0
     """A checkpoint is written at least this often, and after each epoch."""
     final: bool = False
