@@ -82,7 +82,7 @@ class RunConfig:
             choice: Choice = getattr(self, role)
             tables[role] = {"name": choice.name, **_plain(choice.options)}
         if self.data_dir is not None:
-            tables["data"]["dir"] = str(self.data_dir)
+            tables["data"]["dir"] = str(self.data_dir.resolve())
         for role in SECTIONS:
             tables[role] = _plain(getattr(self, role))
         return tables

@@ -31,7 +31,7 @@ from ctkd.progress import Reporter, Silent
 from ctkd.propagate import Network, margins_of
 from ctkd.randomness import generator
 from ctkd.runfolder import RunFolder
-from ctkd.session import Session, load_data, plugin, selected, versions
+from ctkd.session import Session, load_data, plugin, sample_range, selected, versions
 from ctkd.storage import write_json, write_text
 
 
@@ -77,8 +77,9 @@ def train(
                 session = Session(resolved, folder, data, reporter or Silent(), stop)
                 return folder, _work(session, certify)
         except BadInput:
-            # Nothing was trained for this run yet, so nothing half-written stays behind.
-            shutil.rmtree(folder.path, ignore_errors=True)
+            # A refusal leaves nothing half-written behind; but what was trained is never thrown away.
+            if not folder.trained():
+                shutil.rmtree(folder.path, ignore_errors=True)
             raise
 
 
@@ -127,7 +128,11 @@ def _work(session: Session, certify: bool) -> dict[str, Any]:
         "versions": versions(),
     }
     if certify:
-        _export_beside(session, student)
+        try:
+            _export_beside(session, student)
+        except BadInput as problem:
+            for message in problem.messages:
+                session.reporter.warn(f"not exported: {message}")
     write_json(folder.summary, summary)
     session.hook("ctkd_run_finished", summary=summary)
     return summary
@@ -163,6 +168,7 @@ def _check_device(device: str) -> None:
 
 def _check_student(config: RunConfig, data: Data) -> None:
     """Everything that can be refused is refused here, before a folder is made."""
+    sample_range(data, config.certify)
     module = config.model.create().build(data.input_shape, data.classes)
     graph = config.propagation.create().trace(module, data.input_shape)
     if graph.classes != data.classes:

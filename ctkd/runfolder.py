@@ -39,14 +39,19 @@ class RunFolder:
                 f"{path} already holds a run of {made}; go on with it by `ctkd train --resume {path}`, "
                 "or name another folder"
             )
+        if path.exists() and not path.is_dir():
+            raise BadInput(f"{path} is a file; name a new folder with --out")
         try:
             path.mkdir(parents=True, exist_ok=True)
             if any(path.iterdir()):
                 raise BadInput(f"{path} exists and is not empty; name a new folder with --out")
-            for part in ("teacher", "student"):
-                (path / part).mkdir()
+            # Of two processes that come here together, one fails to make this folder.
+            (path / "student").mkdir()
+            (path / "teacher").mkdir()
             created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
             write_json(path / MARKER, {"id": uuid.uuid4().hex, "created": created, "format": 1})
+        except FileExistsError:
+            raise BadInput(f"{path} is being used by another ctkd process; name a new folder with --out") from None
         except OSError as error:
             raise BadInput(f"{path} cannot be written: {error.strerror}") from None
         return RunFolder(path)
@@ -80,6 +85,10 @@ class RunFolder:
             yield
         finally:
             os.close(handle)
+
+    def trained(self) -> bool:
+        """Whether any training for this run has left a checkpoint or a network."""
+        return any(self.path.glob("*/*.safetensors")) or self.network.exists()
 
     @property
     def config(self) -> Path:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ctkd.errors import BadInput
+from ctkd.errors import BadInput, RunFailed
 
 Status = Literal["certified", "broken", "undecided"]
 
@@ -82,6 +82,13 @@ class Store:
         return int(found.fetchone()[0])
 
     def add(self, settings: int, rows: Iterable[Row]) -> None:
+        """Raises: RunFailed if the rows cannot be written; those stored before stay."""
+        try:
+            self._insert(settings, rows)
+        except sqlite3.Error as error:
+            raise RunFailed(f"results could not be written ({error}); finished samples before them are kept") from None
+
+    def _insert(self, settings: int, rows: Iterable[Row]) -> None:
         with self.connection:
             self.connection.executemany(
                 "INSERT OR REPLACE INTO samples VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",

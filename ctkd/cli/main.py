@@ -82,6 +82,9 @@ def run(arguments: Sequence[str]) -> int:
         return 130
     except BrokenPipeError:
         return 1
+    except OSError as error:  # a full disk, a folder that vanished
+        print(f"error: {error.filename or 'file'}: {error.strerror or error}", file=sys.stderr)
+        return 1
 
 
 def _usage(error: click.UsageError) -> str:

@@ -329,3 +329,25 @@ def test_python_api_raises_the_same_error(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="did you mean 8/255"):
         train(settings={"train.eps": 8}, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_more_samples_than_there_are_is_refused_before_training(ctkd_command: Command, empty: Path) -> None:
+    refused(ctkd_command("train", "--set", "certify.samples=361"), "the test split has 360 samples")
+    assert list(empty.iterdir()) == []
+
+
+def test_a_full_disk_is_one_line(
+    ctkd_command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick_run: tuple[Path, Any]
+) -> None:
+    import errno
+
+    import ctkd.train.checkpoint as checkpoint
+
+    def full(path: Path, *rest: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(checkpoint, "write_tensors", full)
+    code, out, err = ctkd_command("train", "--teacher", "none", "--epochs", "1", "--out", str(tmp_path / "run"))
+    assert (code, out) == (1, "")
+    assert err.splitlines()[-1].endswith("checkpoint.safetensors: No space left on device")
+    assert "Traceback" not in err

@@ -220,3 +220,23 @@ def test_help_does_not_load_what_it_does_not_need() -> None:
 def test_python_dash_m() -> None:
     result = subprocess.run([sys.executable, "-m", "ctkd", "--version"], capture_output=True, text=True, check=True)
     assert result.stdout.startswith("ctkd 0.")
+
+
+def test_a_model_without_an_export_form_still_finishes(
+    ctkd_command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was trained is never thrown away because of a refusal at the end."""
+    from torch import nn
+
+    from ctkd.models.mlp import MLP
+
+    def grouped(self: MLP, input_shape: tuple[int, ...], classes: int) -> nn.Module:
+        layers = nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3, groups=2), nn.ReLU()
+        return nn.Sequential(*layers, nn.Flatten(), nn.Linear(64, classes))
+
+    monkeypatch.setattr(MLP, "build", grouped)
+    settings = {**QUICK, "teacher.name": "none", "model.name": "mlp", "bound.name": "ibp"}
+    code, _, err = ctkd_command("train", *sets(settings), "--out", str(tmp_path / "run"))
+    assert code == 0, err
+    assert "warning: not exported: layer '2' has no ONNX form that all verifiers read: Conv with groups=2" in err
+    assert (tmp_path / "run" / "summary.json").exists()
