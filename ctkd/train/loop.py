@@ -50,7 +50,7 @@ class Trainer:
     Attributes:
         name: ``student`` or ``teacher``; names the network in logs.
         folder: where checkpoints go.
-        on_epoch: called with each epoch's metrics after its checkpoint was written.
+        on_epoch: called with each epoch's metrics, before its checkpoint is written.
         stop: checked after every step.
         resume_hint: what to tell the user after an interruption.
     """
@@ -154,8 +154,9 @@ class Trainer:
         self.seconds += time.monotonic() - began
         metrics = self._metrics(epoch, norms)
         self.sums, self.seconds = {}, 0.0
-        self._save()
+        # In this order: a kill between the two repeats the epoch, and its line is dropped on resume.
         self.on_epoch(metrics)
+        self._save()
         self.reporter.epoch(self.name, metrics)
         if self.stop and self.step < total:
             self._interrupt(saved=True)
@@ -189,7 +190,8 @@ class Trainer:
     @torch.no_grad()
     def _accumulate(self, terms: Mapping[str, Tensor]) -> None:
         for name, value in terms.items():
-            pair = torch.stack([value.detach().mean().double(), torch.ones((), dtype=torch.float64)])
+            mean = value.detach().mean().double()
+            pair = torch.stack([mean, torch.ones_like(mean)])
             self.sums[name] = self.sums[name] + pair if name in self.sums else pair
 
     @torch.no_grad()
@@ -245,7 +247,7 @@ class Trainer:
             # The step counter of fused Adam lives on the device, too.
             self.optimizer.state[self.parameters[int(i)]][name] = value.to(device)
         self.average = [groups["average"][str(i)].to(device) for i in range(len(groups["average"]))]
-        self.sums = groups["sum"]
+        self.sums = {name: value.to(device) for name, value in groups["sum"].items()}
         self.step, self.averaged = found.values["step"], found.values["averaged"]
         self.seconds = found.values["seconds"]
         for role, part in self.plugins.stateful().items():
