@@ -1,0 +1,89 @@
+# SPDX-FileCopyrightText: The ctkd contributors
+# SPDX-License-Identifier: MIT
+"""Merging and validation of configurations, and every shipped file of defaults."""
+
+from __future__ import annotations
+
+import importlib.resources
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from ctkd.config import ROLES, SECTIONS, dump, resolve
+from ctkd.errors import BadInput
+from ctkd.plugins import registry
+
+SHIPPED = [f for f in importlib.resources.files("ctkd.defaults").iterdir() if f.name.endswith(".toml")]
+
+
+def test_flags_beat_the_file_and_the_file_beats_the_defaults(tmp_path: Path) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text("[train]\nlr = 0.25\nbatch_size = 17\n[bound]\nname = 'cc-ibp'\nalpha = 0.1\n")
+    config = resolve({"train.lr": 0.5}, file)
+    assert (config.train.lr, config.train.batch_size) == (0.5, 17)
+    assert config.bound.options.model_dump() == {"alpha": 0.1}
+    assert resolve({}).train.batch_size == 64
+
+
+def test_a_bare_call_is_the_main_job() -> None:
+    config = resolve({})
+    names = {role: getattr(config, role).name for role in ROLES}
+    assert names["data"] == "digits"
+    assert (names["bound"], names["teacher"], names["distill"]) == ("crown-ibp", "pgd", "features")
+    assert config.train.eps == 0.1
+
+
+def test_without_a_teacher_there_is_nothing_to_distil() -> None:
+    assert resolve({"teacher.name": "none"}).distill.name == "none"
+
+
+def test_other_epochs_keep_the_shape_of_the_schedule() -> None:
+    usual = resolve({})
+    half = resolve({"train.epochs": usual.train.epochs // 2})
+    assert half.train.ramp == pytest.approx(usual.train.ramp / 2)
+    assert half.train.milestones == pytest.approx(tuple(m / 2 for m in usual.train.milestones))
+    assert resolve({"train.epochs": 20, "train.ramp": 3}).train.ramp == 3
+
+
+def test_defaults_for_a_radius_do_not_leak_into_another() -> None:
+    assert resolve({"train.eps": 0.2}).train.batch_size == 256
+    assert resolve({"train.eps": "1/10"}).train.batch_size == 64
+
+
+def test_the_dumped_configuration_resolves_to_itself(tmp_path: Path) -> None:
+    config = resolve({"bound.name": "mtl-ibp", "distill.name": "logits", "train.epochs": 7, "train.threads": 2})
+    file = tmp_path / "c.toml"
+    file.write_text(dump(config))
+    assert resolve({}, file).tables() == config.tables()
+    assert tomllib.loads(dump(config, sources=True)) == config.tables()
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda f: f.name)
+def test_every_shipped_file_is_valid_with_every_plugin_it_names(file: Path) -> None:
+    tables = tomllib.loads(file.read_text())
+    dataset, _, radius = file.name.removesuffix(".toml").partition("-")
+    base = {"data.name": dataset, **({"train.eps": radius.replace("_", "/")} if radius else {})}
+    config = resolve(base)
+    for role, table in tables.items():
+        assert role in {**ROLES, **SECTIONS}
+        for key, value in table.items():
+            if isinstance(value, dict):
+                own = resolve({**base, f"{role}.name": key})
+                for option, content in value.items():
+                    assert getattr(getattr(own, role).options, option) == content
+            elif key != "name":
+                found = getattr(getattr(config, role), key)
+                assert list(found) == value if isinstance(value, list) else found == value
+
+
+@pytest.mark.parametrize("bound", registry().names("bound"))
+@pytest.mark.parametrize("distill", registry().names("distill"))
+def test_every_pair_works_or_is_refused_with_a_reason(bound: str, distill: str) -> None:
+    reads_points = {"adversarial", "mtl-ibp"}
+    flags = {"bound.name": bound, "distill.name": distill}
+    if distill == "logits" and bound not in reads_points:
+        with pytest.raises(BadInput, match=f"distill.name=logits reads point enclosures, but bound.name={bound}"):
+            resolve(flags)
+    else:
+        assert resolve(flags).distill.name == distill
