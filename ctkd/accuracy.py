@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -47,13 +49,23 @@ def attacked_margins(
 
 
 def adversarial_accuracy(
-    network: Network, split: Split, eps: float, attack: Attack, seed: int, batch: int = 500
+    network: Network,
+    split: Split,
+    eps: float,
+    attack: Attack,
+    seed: int,
+    batch: int = 500,
+    between: Callable[[], None] = lambda: None,
 ) -> float:
-    """Fraction of the split that stays correct under the attack. An upper estimate of the robust accuracy."""
+    """Fraction of the split that stays correct under the attack. An upper estimate of the robust accuracy.
+
+    ``between`` is called after each batch and may raise.
+    """
     robust = 0
     for start in range(0, len(split), batch):
         x, labels = split.images[start : start + batch], split.labels[start : start + batch]
         robust += int((attacked_margins(network, x, labels, eps, attack, seed, start) > 0).sum())
+        between()
     return robust / len(split)
 
 

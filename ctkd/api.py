@@ -51,6 +51,8 @@ class Enclosure:
         """``(1 - weight) self + weight other``: centre, radius and margins alike."""
 
         def blend(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+            if weight in (0, 1):  # so that no infinite bound of weight 0 becomes NaN
+                return b if weight else a
             return None if a is None or b is None else (1 - weight) * a + weight * b
 
         return Enclosure(

@@ -233,17 +233,27 @@ def _default_files() -> list[str]:
 
 
 def _ship(layers: Layers, name: str, chosen: Mapping[str, str]) -> None:
-    """Lay one shipped file: plain keys apply always, a sub-table only to the plugin it is named after."""
+    """Lay one shipped file.
+
+    Plain keys apply always, a sub-table only to the plugin it is named after, ``recipe.BOUND.ROLE`` only with that
+    bound method.
+    """
     path = importlib.resources.files("ctkd.defaults") / name
     if not path.is_file():
         return
-    for role, table in tomllib.loads(path.read_text()).items():
+    tables = tomllib.loads(path.read_text())
+    for role, table in tables.items():
+        if role == "recipe":
+            continue
         for key, value in table.items():
             if not isinstance(value, dict):
                 layers.put(SHIPPED, role, key, value, f"defaults/{name}")
-            elif key == chosen.get("bound" if role in SECTIONS else role):
+            elif key == chosen.get(role):
                 for option, content in value.items():
                     layers.put(SHIPPED, role, option, content, f"defaults/{name}")
+    for role, table in tables.get("recipe", {}).get(chosen.get("bound"), {}).items():
+        for option, content in table.items():
+            layers.put(SHIPPED, role, option, content, f"defaults/{name}")
 
 
 def _number(value: Any) -> float | None:
@@ -283,7 +293,10 @@ def _build(layers: Layers, entries: Mapping[str, Registration], problems: list[s
         table.pop("name")
         if role == "data":
             folder = table.pop("dir", None)
-            data_dir = None if folder is None else Path(folder)
+            if folder is not None and not isinstance(folder, str):
+                problems.append(f"data.dir={folder}: must be the path of a folder")
+            else:
+                data_dir = None if folder is None else Path(folder)
         try:
             options = validate(options_class(entry), table, role, problems)
         except CtkdError as error:

@@ -6,9 +6,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from fractions import Fraction
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from ctkd.errors import nearest
 
@@ -21,6 +22,8 @@ class Options(BaseModel):
 
 def parse_number(value: Any) -> Any:
     """A number, or a fraction written as text: ``"2/255"``."""
+    if isinstance(value, bool):
+        raise ValueError("must be a number, not true or false")
     if isinstance(value, str):
         try:
             return float(Fraction(value.strip()))
@@ -29,9 +32,16 @@ def parse_number(value: Any) -> Any:
     return value
 
 
+def parse_integer(value: Any) -> Any:
+    """An integer; true and false are none."""
+    if isinstance(value, bool):
+        raise ValueError("must be an integer, not true or false")
+    return value
+
+
 def _check_radius(value: Any) -> Any:
     number = parse_number(value)
-    if isinstance(number, int | float) and not isinstance(number, bool) and not 0 <= number <= 1:
+    if isinstance(number, int | float) and not 0 <= number <= 1:
         hint = f", did you mean {number:g}/255?" if 1 < number <= 255 else ""
         raise ValueError(f"outside [0, 1]; radii are in raw pixel units{hint}")
     return number
@@ -43,8 +53,10 @@ Radius = Annotated[float, BeforeValidator(_check_radius), Field(allow_inf_nan=Fa
 Unit = Annotated[Number, Field(ge=0, le=1)]
 Positive = Annotated[Number, Field(gt=0)]
 NonNegative = Annotated[Number, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
-Index = Annotated[int, Field(ge=0)]
+Count = Annotated[int, BeforeValidator(parse_integer), Field(ge=1)]
+Index = Annotated[int, BeforeValidator(parse_integer), Field(ge=0)]
+AbsolutePath = Annotated[Path, AfterValidator(Path.absolute)]
+"""A path that means the same from another working directory."""
 
 O = TypeVar("O", bound=Options)  # noqa: E741
 

@@ -6,12 +6,11 @@ from __future__ import annotations
 
 import functools
 import importlib
-import json
 import os
 import platform
 import re
 import shutil
-import time
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -21,18 +20,20 @@ import torch
 
 from ctkd.accuracy import is_correct, natural_accuracy
 from ctkd.api import Data
+from ctkd.certify.options import CertifyOptions
 from ctkd.certify.store import Store
 from ctkd.config import RunConfig, dump, resolve
 from ctkd.errors import BadInput
-from ctkd.export import export_instances
+from ctkd.export import export_instances, to_onnx
 from ctkd.interrupt import StopRequest, stop_request
 from ctkd.options import Radius
 from ctkd.progress import Reporter, Silent
 from ctkd.propagate import Network, margins_of
 from ctkd.randomness import generator
 from ctkd.runfolder import RunFolder
-from ctkd.session import Session, load_data, plugin, sample_range, selected, versions
-from ctkd.storage import write_json, write_text
+from ctkd.session import Session, feature_shape, load_data, plugin, sample_range, selected, split_digest, versions
+from ctkd.storage import read_json, write_json, write_text
+from ctkd.train.loop import finalise
 
 
 def train(
@@ -67,11 +68,11 @@ def train(
     resolved = replace(resolved, train=resolved.train.model_copy(update={"threads": torch.get_num_threads()}))
     with stop_request() as stop:
         data = load_data(resolved)
-        _check_student(resolved, data)
+        _check_student(resolved, data, reporter or Silent())
         folder = RunFolder.create(out, f"{data.name}-{resolved.bound.name}")
         try:
             with folder.lock():
-                header = f"# {command}\n\n" if command else ""
+                header = f"# {' '.join(command.splitlines())}\n\n" if command else ""
                 write_text(folder.config, header + dump(resolved))
                 write_json(folder.path / "environment.json", _environment())
                 session = Session(resolved, folder, data, reporter or Silent(), stop)
@@ -79,7 +80,7 @@ def train(
         except BadInput:
             # A refusal leaves nothing half-written behind; but what was trained is never thrown away.
             if not folder.trained():
-                shutil.rmtree(folder.path, ignore_errors=True)
+                folder.discard()
             raise
 
 
@@ -89,6 +90,11 @@ def resume(path: Path, *, certify: bool = True, reporter: Reporter | None = None
     with stop_request() as stop, folder.lock():
         if not folder.config.exists():
             raise BadInput(f"{path} was stopped before its configuration was written; start a new run")
+        if folder.summary.exists():
+            summary = read_json(folder.summary)
+            if not certify or summary.get("certified_accuracy") is not None:
+                return folder, summary
+        folder.tidy()
         config = resolve(file=folder.config)
         _check_device(config.train.device)
         _set_threads(config.train.threads)
@@ -97,13 +103,20 @@ def resume(path: Path, *, certify: bool = True, reporter: Reporter | None = None
 
 
 def _work(session: Session, certify: bool) -> dict[str, Any]:
-    began = time.monotonic()
+    try:
+        return _phases(session, certify)
+    finally:
+        session.clock.tick()
+
+
+def _phases(session: Session, certify: bool) -> dict[str, Any]:
     config, folder = session.config, session.folder
     session.hook("ctkd_run_started", config=config.tables())
     teacher, teacher_facts = session.teacher()
     student = session.student(teacher)
     options = config.certify
-    certificate = session.certify(student, config.train.eps, options) if certify else None
+    session.check_stop()
+    certificate = session.certify(student, config.train.eps, options, session.resume_hint) if certify else None
     if certificate is not None:
         figures = certificate.summary()
         samples = certificate.samples
@@ -115,13 +128,13 @@ def _work(session: Session, certify: bool) -> dict[str, Any]:
             "adversarial_accuracy": None,
             "certified_accuracy": None,
         }
-    spent = _spent(folder) + time.monotonic() - began
     summary = {
         **figures,
+        "attack": attack_facts(options),
         "eps": config.train.eps,
         "samples": samples,
         "split": options.split,
-        "seconds": spent,
+        "seconds": session.clock.tick(),
         "teacher": teacher_facts,
         "student_sha256": student.sha256(),
         "validation_seen_in_training": config.train.final,
@@ -138,10 +151,15 @@ def _work(session: Session, certify: bool) -> dict[str, Any]:
     return summary
 
 
-def _spent(folder: RunFolder) -> float:
-    if not folder.summary.exists():
-        return 0.0
-    return float(json.loads(folder.summary.read_text()).get("seconds") or 0.0)
+def attack_facts(options: CertifyOptions) -> dict[str, Any]:
+    """The attack behind the reported adversarial accuracy."""
+    return {
+        "name": "pgd",
+        "objective": "margin",
+        "steps": options.attack_steps,
+        "restarts": options.attack_restarts,
+        "step_size": options.attack_step_size,
+    }
 
 
 def _environment() -> dict[str, Any]:
@@ -161,20 +179,32 @@ def _set_threads(threads: int | None) -> None:
 
 def _check_device(device: str) -> None:
     try:
+        if torch.device(device).type not in ("cpu", "cuda"):
+            raise RuntimeError("accepted: cpu, cuda, cuda:N")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise BadInput(f"train.device={device}: {str(error).splitlines()[0]}") from None
 
 
-def _check_student(config: RunConfig, data: Data) -> None:
+def _check_student(config: RunConfig, data: Data, reporter: Reporter) -> None:
     """Everything that can be refused is refused here, before a folder is made."""
     sample_range(data, config.certify)
+    size = len(getattr(data, config.certify.split))
+    if config.export.samples > size:
+        raise BadInput(f"export.samples={config.export.samples}: the {config.certify.split} split has {size} samples")
     module = config.model.create().build(data.input_shape, data.classes)
     graph = config.propagation.create().trace(module, data.input_shape)
     if graph.classes != data.classes:
         raise BadInput(
             f"model {config.model.name!r} has {graph.classes} outputs, data set {data.name!r} {data.classes} classes"
         )
+    if config.distill.create().needs_features and config.teacher.name != "none":
+        feature_shape(config, "student", graph.bind())
+    try:
+        to_onnx(finalise(module, data.input_shape))
+    except BadInput as problem:
+        for message in problem.messages:
+            reporter.warn(f"this student can be trained and certified, but not exported: {message}")
 
 
 def _export_beside(session: Session, student: Network) -> None:
@@ -192,10 +222,10 @@ def _export(
         logits = torch.cat([network(part) for part in split.images.split(1000)])
     correct = is_correct(margins_of(logits, split.labels), split.labels).nonzero().flatten()
     if samples > len(correct):
-        raise BadInput(f"--samples {samples}: only {len(correct)} images of the split are classified correctly")
+        raise BadInput(f"export.samples={samples}: only {len(correct)} images of the split are classified correctly")
     order = torch.randperm(len(correct), generator=generator(seed, "export"))
     indices = correct[order[:samples]].sort().values.tolist()
-    known = certified_samples(session.folder, network, eps, session.config.certify.split)
+    known = certified_samples(session.folder, network, eps, session.config.certify.split, split_digest(split))
     report = export_instances(
         network,
         split.images[indices],
@@ -219,12 +249,12 @@ def _export(
     }
 
 
-def certified_samples(folder: RunFolder, network: Network, eps: float, split: str) -> set[int]:
+def certified_samples(folder: RunFolder, network: Network, eps: float, split: str, data: str) -> set[int]:
     """Samples of the split that the run's results record as certified at this radius."""
     if not folder.results.exists():
         return set()
     with Store(folder.results) as store:
-        return store.certified(network.sha256(), eps, split)
+        return store.certified(network.sha256(), eps, split, data)
 
 
 def _open(
@@ -272,13 +302,20 @@ def certify(
     Returns:
         Accuracies (fractions), counts, stages, eps, samples, split.
     """
+    foreign = [path for path in settings or {} if not path.startswith("certify.")]
+    if foreign:
+        raise BadInput(
+            *(f"{path}: certifying takes certify.* settings only; the rest belongs to the run" for path in foreign)
+        )
     with stop_request() as stop:
         session, network = _open(run, data_dir, settings or {}, reporter or Silent(), stop)
         radius = _radius(eps, session.config.train.eps)
         with session.folder.lock():
-            certificate = session.certify(network, radius, session.config.certify)
+            hint = "The same command goes on"
+            certificate = session.certify(network, radius, session.config.certify, hint)
     return {
         **certificate.summary(),
+        "attack": attack_facts(session.config.certify),
         "eps": radius,
         "samples": certificate.samples,
         "split": session.config.certify.split,
@@ -315,7 +352,7 @@ def export(
         return _export(session, network, radius, folder, **session.config.export.model_dump())
 
 
-def check(model: str, input_shape: str | tuple[int, ...], classes: int = 10) -> list[dict[str, Any]]:
+def check(model: str, input_shape: str | tuple[int, ...], classes: int = 10) -> dict[str, Any]:
     """Say whether a model can be bounded: what ``ctkd check`` does.
 
     Args:
@@ -324,13 +361,12 @@ def check(model: str, input_shape: str | tuple[int, ...], classes: int = 10) -> 
         classes: for registered models.
 
     Returns:
-        One entry per layer of the folded network: path, op, shape.
+        ``layers``: one entry per layer of the folded network: path, op, shape. ``export_problems``: why it cannot be
+        exported, empty if it can.
 
     Raises:
         BadInput: one line per layer that cannot be bounded.
     """
-    from ctkd.train.loop import finalise
-
     if isinstance(input_shape, str):
         try:
             input_shape = tuple(int(part) for part in input_shape.replace("x", ",").split(","))
@@ -338,21 +374,33 @@ def check(model: str, input_shape: str | tuple[int, ...], classes: int = 10) -> 
             raise BadInput(f"--input {input_shape}: write sizes such as 1,28,28") from None
     if min(input_shape) < 1 or classes < 1:
         raise BadInput(f"--input {input_shape}, --classes {classes}: sizes must be at least 1")
-    module = _imported(model) if ":" in model else plugin("model", {"name": model}).build(input_shape, classes)
-    network = finalise(module, input_shape)
-    return [
+    try:
+        module = _imported(model) if ":" in model else plugin("model", {"name": model}).build(input_shape, classes)
+        network = finalise(module, input_shape)
+    except (RuntimeError, MemoryError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise BadInput(f"{model} cannot be built for inputs of shape {input_shape}: {reason}") from None
+    layers = [
         {"path": node.path, "op": type(node.op).__name__ if node.op else "Input", "shape": list(node.shape)}
         for node in network.nodes
     ]
+    try:
+        to_onnx(network)
+    except BadInput as problem:
+        return {"layers": layers, "export_problems": list(problem.messages)}
+    return {"layers": layers, "export_problems": []}
 
 
 def _imported(reference: str) -> torch.nn.Module:
     """The module that ``pkg.mod:factory`` makes. Given on the command line, so it may run the user's code."""
     name, _, path = reference.partition(":")
+    sys.path.insert(0, str(Path.cwd()))  # as `python -m` has it
     try:
         made = functools.reduce(getattr, path.split("."), importlib.import_module(name))()  # type: ignore[operator]
-    except Exception as error:  # the user's code: anything may come out of it
+    except (Exception, SystemExit) as error:  # the user's code: anything may come out of it
         raise BadInput(f"{reference} cannot be used: {type(error).__name__}: {error}") from None
+    finally:
+        sys.path.pop(0)
     if not isinstance(made, torch.nn.Module):
         raise BadInput(f"{reference} must return a torch.nn.Module, found {type(made).__name__}")
     return made

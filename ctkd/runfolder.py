@@ -7,6 +7,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,16 +16,20 @@ from pathlib import Path
 from typing import Any
 
 from ctkd.errors import BadInput
-from ctkd.storage import write_json, write_text
+from ctkd.storage import read_json, write_json, write_text
 
 MARKER = "run.json"
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Paths and small files of a run. Only ``create`` and ``open`` make one."""
+    """Paths and small files of a run. Only ``create`` and ``open`` make one.
+
+    ``kept``: the folder was there, empty, before the run.
+    """
 
     path: Path
+    kept: bool = False
 
     @staticmethod
     def create(wanted: Path | None, label: str) -> RunFolder:
@@ -33,8 +38,9 @@ class RunFolder:
         Raises: BadInput if the folder is another run's, holds something else, or cannot be written.
         """
         path = wanted or _unique(Path("runs"), label)
+        kept = path.is_dir()
         if wanted is not None and (path / MARKER).exists():
-            made = json.loads((path / MARKER).read_text())["created"]
+            made = read_json(path / MARKER).get("created", "an unknown time")
             raise BadInput(
                 f"{path} already holds a run of {made}; go on with it by `ctkd train --resume {path}`, "
                 "or name another folder"
@@ -54,7 +60,7 @@ class RunFolder:
             raise BadInput(f"{path} is being used by another ctkd process; name a new folder with --out") from None
         except OSError as error:
             raise BadInput(f"{path} cannot be written: {error.strerror}") from None
-        return RunFolder(path)
+        return RunFolder(path, kept)
 
     @staticmethod
     def open(path: Path) -> RunFolder:
@@ -63,6 +69,20 @@ class RunFolder:
             what = "is not a run folder (it has no run.json)" if path.is_dir() else "does not exist"
             raise BadInput(f"{path} {what}; name a folder that `ctkd train` made")
         return RunFolder(path)
+
+    def tidy(self) -> None:
+        """Make what a kill left behind whole again: sub-folders, and no temporary files."""
+        for part in ("teacher", "student"):
+            (self.path / part).mkdir(exist_ok=True)
+        for left in self.path.rglob(".*.tmp"):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+    def discard(self) -> None:
+        """Take away what ``create`` made; a folder that the user had made stays, empty."""
+        for entry in self.path.iterdir():
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        if not self.kept:
+            self.path.rmdir()
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -127,12 +147,12 @@ class RunFolder:
         if not self.metrics.exists():
             return []
         rows = []
-        for line in self.metrics.read_text().splitlines():
+        for line in self.metrics.read_text(errors="replace").splitlines():
             try:
                 rows.append(json.loads(line))
             except json.JSONDecodeError:  # a line that a kill cut short
                 continue
-        return rows
+        return [row for row in rows if isinstance(row, dict) and {"network", "epoch"} <= row.keys()]
 
     def forget_metrics(self, network: str, epochs_done: int) -> None:
         """Drop lines of epochs that a resumed training will run again."""

@@ -7,8 +7,8 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-import os
 import platform
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -25,15 +25,15 @@ from ctkd.certify.options import CertifyOptions
 from ctkd.certify.store import Store
 from ctkd.config import Choice, RunConfig
 from ctkd.data.checks import check_data
-from ctkd.errors import BadInput, CtkdError, RunFailed
+from ctkd.errors import BadInput, CtkdError, Interrupted, RunFailed
 from ctkd.interrupt import StopRequest
 from ctkd.options import validate
 from ctkd.plugins import create, options_class, registry
 from ctkd.progress import Reporter
 from ctkd.propagate import Network
 from ctkd.runfolder import RunFolder
-from ctkd.storage import digest_tensors, write_json
-from ctkd.train.loop import Plugins, Trainer
+from ctkd.storage import cache_folder, digest_tensors, read_json, write_json
+from ctkd.train.loop import Plugins, Trainer, finalise
 from ctkd.train.options import TrainOptions
 
 CHANCE_SIGMAS = 3.0
@@ -59,7 +59,7 @@ def plugin(kind: str, table: Mapping[str, Any]) -> Any:
 
 
 def evaluation_attack(options: CertifyOptions) -> Attack:
-    """The attack of all reported adversarial accuracies."""
+    """The attack of all reported adversarial accuracies: PGD on the margin."""
     table = {
         "name": "pgd",
         "steps": options.attack_steps,
@@ -76,11 +76,16 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}
 
 
-def cache_folder() -> Path:
-    """Where teachers are kept between runs: ``CTKD_CACHE``, or the user's cache folder."""
-    import platformdirs
+def code_digest() -> str:
+    """A fingerprint of ctkd's own code: a cached teacher is not reused after the code that made it changed."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
-    return Path(os.environ.get("CTKD_CACHE") or platformdirs.user_cache_dir("ctkd"))
+
+def split_digest(split: Split) -> str:
+    return digest_tensors({"images": split.images, "labels": split.labels})[:16]
 
 
 def data_fingerprint(data: Data) -> str:
@@ -92,6 +97,20 @@ def data_fingerprint(data: Data) -> str:
     return digest_tensors(parts)
 
 
+class Clock:
+    """Seconds of work on a run over all its processes; a killed one loses what came after its last tick."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.before = float(read_json(path)["seconds"]) if path.exists() else 0.0
+        self.began = time.monotonic()
+
+    def tick(self) -> float:
+        seconds = self.before + time.monotonic() - self.began
+        write_json(self.path, {"seconds": seconds})
+        return seconds
+
+
 @dataclass(eq=False)
 class Session:
     """One process's work on one run."""
@@ -101,6 +120,9 @@ class Session:
     data: Data
     reporter: Reporter
     stop: StopRequest
+
+    def __post_init__(self) -> None:
+        self.clock = Clock(self.folder.path / "seconds.json")
 
     @property
     def resume_hint(self) -> str:
@@ -140,6 +162,9 @@ class Session:
             "bound": bound,
             "versions": versions(),
             "machine": platform.machine(),
+            "code": code_digest(),
+            "origins": sorted({self.config.model.entry.origin, self.config.propagation.entry.origin}),
+            "structure": finalise(self.build_model(), self.data.input_shape).structure(),
         }
         name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
         cached = cache_folder() / "teachers" / f"{name}.safetensors"
@@ -172,7 +197,7 @@ class Session:
             return None, None
         record = path.with_name("teacher.json")
         if record.exists():
-            return network, json.loads(record.read_text())
+            return network, read_json(record)
         facts = self._evaluate_teacher(network)
         network.save(path)
         write_json(record, facts)
@@ -196,14 +221,7 @@ class Session:
         if not self.config.distill.create().needs_features:
             return
         student = self.config.propagation.create().trace(self.build_model(), self.data.input_shape).bind()
-        widths = []
-        for who, net in (("teacher", network), ("student", student)):
-            if net.features_node is None:
-                raise BadInput(
-                    f"distill.name={self.config.distill.name} reads features, the input of a last Linear layer, "
-                    f"and the {who}'s network does not end in one"
-                )
-            widths.append(net.nodes[net.features_node].shape)
+        widths = [feature_shape(self.config, who, net) for who, net in (("teacher", network), ("student", student))]
         if widths[0] != widths[1]:
             raise BadInput(
                 f"distill.name={self.config.distill.name} compares features: the teacher has {widths[0]}, the student "
@@ -225,10 +243,17 @@ class Session:
         attack = evaluation_attack(options)
         return {
             "natural_accuracy": natural_accuracy(network, test),
-            "adversarial_accuracy": adversarial_accuracy(network, test, self.eps, attack, options.seed),
+            "adversarial_accuracy": adversarial_accuracy(
+                network, test, self.eps, attack, options.seed, between=self.check_stop
+            ),
             "validation_natural_accuracy": seen,
             "sha256": network.sha256(),
         }
+
+    def check_stop(self) -> None:
+        """Raises: Interrupted if a signal came; everything finished so far is stored."""
+        if self.stop.signal_number is not None:
+            raise Interrupted(f"interrupted; what is finished is stored. {self.resume_hint}", self.stop.signal_number)
 
     # Students
 
@@ -250,6 +275,7 @@ class Session:
     def _train(self, name: str, options: TrainOptions, plugins: Plugins, teacher: Network | None) -> Network:
         def on_epoch(metrics: dict[str, Any]) -> None:
             self.folder.append_metrics(metrics)
+            self.clock.tick()
             self.hook("ctkd_epoch_finished", network=name, metrics=metrics)
 
         trainer = Trainer(
@@ -272,29 +298,27 @@ class Session:
 
     # Certification
 
-    def certify(self, network: Network, eps: float, options: CertifyOptions) -> Certificate:
+    def certify(self, network: Network, eps: float, options: CertifyOptions, hint: str) -> Certificate:
         split = getattr(self.data, options.split)
         samples = sample_range(self.data, options)
         attack = {k: v for k, v in options.model_dump().items() if k.startswith("attack") or k == "seed"}
         details = {
             "stages": options.stages,
-            "precision": options.precision,
             "batch_size": options.batch_size,
             "start": options.start,
             "attack": attack,
-            "data": digest_tensors({"images": split.images, "labels": split.labels})[:16],
+            "data": split_digest(split),
         }
         cascade = Cascade(
             network=network,
             eps=eps,
             attack=evaluation_attack(options),
             stages={name: plugin("stage", {"name": name}) for name in options.stages},
-            precision=getattr(torch, options.precision),
             seed=options.seed,
         )
         with Store(self.folder.results) as store:
             settings = store.settings(network.sha256(), eps, options.split, details)
-            return cascade.run(split, samples, store, settings, options.batch_size, self.reporter, self.stop)
+            return cascade.run(split, samples, store, settings, options.batch_size, self.reporter, self.stop, hint)
 
     def hook(self, name: str, **arguments: Any) -> None:
         """Call a lifecycle hook plugin by plugin; one that raises is switched off with a warning."""
@@ -305,6 +329,16 @@ class Session:
             except Exception as error:  # foreign code: anything may come out of it
                 self.reporter.warn(f"plugin {implementation.plugin_name}: {name} raised {error!r}; it is switched off")
                 registry().manager.unregister(implementation.plugin)
+
+
+def feature_shape(config: RunConfig, who: str, network: Network) -> tuple[int, ...]:
+    """The shape of a network's features. Raises: BadInput if it has none."""
+    if network.features_node is None:
+        raise BadInput(
+            f"distill.name={config.distill.name} reads features, the input of a last Linear layer, "
+            f"and the {who}'s network does not end in one"
+        )
+    return network.nodes[network.features_node].shape
 
 
 def teacher_function(network: Network, device: str) -> Callable[[Tensor], TeacherOutputs]:

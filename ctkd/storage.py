@@ -38,6 +38,23 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
+def read_json(path: Path) -> Any:
+    """Raises: BadInput if the file is not JSON."""
+    try:
+        return json.loads(path.read_text())
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError:
+        raise BadInput(f"{path} is damaged: it is not JSON") from None
+
+
+def cache_folder() -> Path:
+    """Where data sets and teachers are kept between runs: ``CTKD_CACHE``, or the user's cache folder."""
+    import platformdirs
+
+    return Path(os.environ.get("CTKD_CACHE") or platformdirs.user_cache_dir("ctkd"))
+
+
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write tensors as safetensors, atomically."""
     from safetensors.torch import save

@@ -51,6 +51,12 @@ def test_defaults_for_a_radius_do_not_leak_into_another() -> None:
     assert resolve({"train.eps": "1/10"}).train.batch_size == 64
 
 
+def test_a_recipe_applies_only_to_its_bound_method() -> None:
+    base = {"data.name": "mnist", "train.eps": 0.1}
+    assert resolve({**base, "bound.name": "cc-ibp"}).attack.options.model_dump()["steps"] == 1
+    assert resolve({**base, "bound.name": "adversarial"}).attack.options.model_dump()["steps"] == 8
+
+
 def test_the_dumped_configuration_resolves_to_itself(tmp_path: Path) -> None:
     config = resolve({"bound.name": "mtl-ibp", "distill.name": "logits", "train.epochs": 7, "train.threads": 2})
     file = tmp_path / "c.toml"
@@ -66,6 +72,12 @@ def test_every_shipped_file_is_valid_with_every_plugin_it_names(file: Path) -> N
     base = {"data.name": dataset, **({"train.eps": radius.replace("_", "/")} if radius else {})}
     config = resolve(base)
     for role, table in tables.items():
+        if role == "recipe":
+            for bound, roles in table.items():
+                own = resolve({**base, "bound.name": bound}).tables()
+                for part, options in roles.items():
+                    assert own[part].items() >= options.items()
+            continue
         assert role in {**ROLES, **SECTIONS}
         for key, value in table.items():
             if isinstance(value, dict):

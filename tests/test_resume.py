@@ -95,7 +95,7 @@ def same_result(run: Path, reference: Path) -> None:
     assert metrics[0] == metrics[1]
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_killed_at_random_moments_and_resumed(tmp_path: Path, reference: tuple[Path, float], seed: int) -> None:
     whole, seconds = reference
     moments = random.Random(seed)
@@ -131,7 +131,7 @@ def test_a_signal_saves_and_says_how_to_go_on(
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == code, errors
-    assert f"Go on with: ctkd train --resume {run}" in errors.splitlines()[-1] or "the same command goes on" in errors
+    assert f"Go on with: ctkd train --resume {run}" in errors.splitlines()[-1]
     finish(cache, run)
     same_result(run, reference[0])
 
@@ -139,7 +139,8 @@ def test_a_signal_saves_and_says_how_to_go_on(
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path: Path, reference: tuple[Path, float]) -> None:
     run = tmp_path / "run"
     shutil.copytree(reference[0], run)
-    (run / "network.safetensors").unlink()
+    for name in ("network.safetensors", "summary.json"):
+        (run / name).unlink()
     current = run / "student" / checkpoint.CURRENT
     damaged = bytearray(current.read_bytes())
     damaged[-20] ^= 0xFF
@@ -155,7 +156,8 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path: Path, refer
 def test_both_checkpoints_damaged_is_one_clear_error(tmp_path: Path, reference: tuple[Path, float]) -> None:
     run = tmp_path / "run"
     shutil.copytree(reference[0], run)
-    (run / "network.safetensors").unlink()
+    for name in ("network.safetensors", "summary.json"):
+        (run / name).unlink()
     for name in (checkpoint.CURRENT, checkpoint.PREVIOUS):
         (run / "student" / name).write_bytes(b"rubbish")
     process = start(tmp_path / "cache", "--resume", str(run))
@@ -165,10 +167,29 @@ def test_both_checkpoints_damaged_is_one_clear_error(tmp_path: Path, reference: 
     assert str(run / "student" / checkpoint.CURRENT) in errors
 
 
-def test_a_finished_run_resumes_to_itself(tmp_path: Path, reference: tuple[Path, float]) -> None:
+@pytest.mark.parametrize("extra", [[], ["--no-certify"]])
+def test_a_finished_run_resumes_to_itself(tmp_path: Path, reference: tuple[Path, float], extra: list[str]) -> None:
     run = tmp_path / "run"
     shutil.copytree(reference[0], run)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    process = start(tmp_path / "cache", "--resume", str(run), *extra)
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != "lock"} == {
+        path: content for path, content in before.items() if path.name != "lock"
+    }
+
+
+def test_what_a_kill_leaves_behind_is_tidied(tmp_path: Path, reference: tuple[Path, float]) -> None:
+    """Temporary files, a missing sub-folder, and a kill between the two renames of a checkpoint."""
+    run = tmp_path / "run"
+    shutil.copytree(reference[0], run)
+    for name in ("network.safetensors", "summary.json"):
+        (run / name).unlink()
+    (run / "student" / ".x.1.tmp").write_text("half")
+    (run / "student" / checkpoint.CURRENT).rename(run / "student" / checkpoint.NEXT)
     finish(tmp_path / "cache", run)
+    assert not list(run.rglob(".*.tmp"))
     same_result(run, reference[0])
 
 

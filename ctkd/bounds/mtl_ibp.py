@@ -40,4 +40,6 @@ class MTLIBP:
 
     def combine(self, step: Step) -> Tensor:
         alpha = self.options.alpha
+        if alpha in (0, 1):  # so that no infinite loss of weight 0 becomes NaN
+            return step.loss(step["full"] if alpha else step["adversarial"])
         return (1 - alpha) * step.loss(step["adversarial"]) + alpha * step.loss(step["full"])

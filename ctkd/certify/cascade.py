@@ -23,6 +23,12 @@ from ctkd.progress import Reporter
 from ctkd.propagate import Network, margins_of
 from ctkd.randomness import generator
 
+PRECISION = torch.float64
+"""Arithmetic of the bounds; the network's weights are float32."""
+ROUNDING = 1e-10
+"""A lower bound counts as greater than zero from here on, times the size of the sample's margins (at least 1): far
+above the rounding of float64 bounds, far below anything that matters. See docs/soundness.md."""
+
 
 @dataclass(frozen=True)
 class Certificate:
@@ -66,7 +72,6 @@ class Cascade:
     eps: float
     attack: Attack
     stages: Mapping[str, CertificationStage]
-    precision: torch.dtype
     seed: int
 
     def run(
@@ -78,8 +83,9 @@ class Cascade:
         batch: int,
         reporter: Reporter,
         stop: StopRequest,
+        hint: str,
     ) -> Certificate:
-        """Settle the samples that the store does not have yet.
+        """Settle the samples that the store does not have yet. ``hint`` tells an interrupted user how to go on.
 
         Raises:
             Contradiction: a sample is both certified and broken. Its rows are not stored.
@@ -94,12 +100,13 @@ class Cascade:
                 todo = [i for i in indices if i not in done]
                 if not todo:
                     continue
-                store.add(settings, self.settle(split, indices))
+                # What is stored stays as it is, should this batch hold other samples than the one before.
+                store.add(settings, [row for row in self.settle(split, indices) if row.sample not in done])
                 reporter.advance(len(todo))
                 if stop and indices[-1] + 1 < samples.stop:
                     assert stop.signal_number is not None
                     raise Interrupted(
-                        f"interrupted at sample {indices[-1]}; finished samples are stored, the same command goes on",
+                        f"interrupted after sample {indices[-1]}; finished samples are stored. {hint}",
                         stop.signal_number,
                     )
         finally:
@@ -125,12 +132,12 @@ class Cascade:
         with torch.no_grad():
             attacked = torch.minimum(natural, smallest_margin(margins_of(self.network(found), labels), labels))
             lower, settled_by = self._certify(x, labels)
-            self._contradict(indices, labels, found, natural, lower)
+            self._contradict(indices, labels, found, lower, settled_by)
         seconds = (time.monotonic() - began) / len(indices)
         rows = []
         for k, index in enumerate(indices):
             # A sample that any replayed point breaks is not certified, whatever the bounds say.
-            broken, certified = float(attacked[k]) <= 0, float(lower[k]) > 0
+            broken, certified = float(attacked[k]) <= 0, settled_by[k] != ""
             status = "broken" if broken else "certified" if certified else "undecided"
             stage = ("attack" if natural[k] > 0 else "natural") if broken else settled_by[k] if certified else ""
             bound = float(lower[k])
@@ -153,9 +160,9 @@ class Cascade:
 
         Attacked samples go through the stages as well: that is how a contradiction would show.
         """
-        network = self.network.to(self.precision)
-        box = perturbation_box(x, self.eps).to(self.precision)
-        best = torch.full((len(labels), network.classes), -torch.inf, dtype=self.precision)
+        network = self.network.to(PRECISION)
+        box = perturbation_box(x, self.eps).to(PRECISION)
+        best = torch.full((len(labels), network.classes), -torch.inf, dtype=PRECISION)
         by = [""] * len(labels)
         left = torch.arange(len(labels))
         for name, stage in self.stages.items():
@@ -163,7 +170,8 @@ class Cascade:
             # A bound that is not a number proves nothing.
             margins = torch.where(margins.isnan(), -torch.inf, margins)
             best[left] = torch.maximum(best[left], margins)
-            proved = smallest_margin(best[left], labels[left]) > 0
+            size = best[left].abs().amax(1).clamp(min=1)
+            proved = smallest_margin(best[left], labels[left]) > ROUNDING * size
             for k in left[proved].tolist():
                 by[k] = name
             left = left[~proved]
@@ -171,11 +179,11 @@ class Cascade:
                 break
         return smallest_margin(best, labels), by
 
-    def _contradict(self, indices: list[int], labels: Tensor, found: Tensor, natural: Tensor, lower: Tensor) -> None:
+    def _contradict(self, indices: list[int], labels: Tensor, found: Tensor, lower: Tensor, by: list[str]) -> None:
         """The attacked point, replayed in the arithmetic of the bounds, must not break a certified sample."""
-        network = self.network.to(self.precision)
-        replayed = smallest_margin(margins_of(network(found.to(self.precision)), labels), labels)
-        both = ((replayed <= 0) & (lower > 0)).nonzero().flatten().tolist()
+        network = self.network.to(PRECISION)
+        replayed = smallest_margin(margins_of(network(found.to(PRECISION)), labels), labels)
+        both = [k for k in (replayed <= 0).nonzero().flatten().tolist() if by[k]]
         if both:
             k = both[0]
             raise Contradiction(

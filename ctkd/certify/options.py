@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from ctkd.options import Count, Index, Options, Positive
 
@@ -12,7 +14,7 @@ from ctkd.options import Count, Index, Options, Positive
 class CertifyOptions(Options):
     """What ``ctkd certify`` does to each sample."""
 
-    stages: tuple[str, ...] = ("ibp", "crown-ibp", "crown")
+    stages: Annotated[tuple[str, ...], Field(min_length=1)] = ("ibp", "crown-ibp", "crown")
     """Certification stages, cheap to tight; each runs on what the ones before left open."""
     split: Literal["test", "validation", "train"] = "test"
     """Part of the data."""
@@ -28,8 +30,6 @@ class CertifyOptions(Options):
     """Relative to the box's half-width."""
     batch_size: Count = 250
     """Samples settled together; results are stored per batch."""
-    precision: Literal["float64", "float32"] = "float64"
-    """Arithmetic of the bounds. The network's weights are float32 in both cases."""
     seed: Index = 0
     """Of the attack's starting points."""
 

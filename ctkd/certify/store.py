@@ -117,11 +117,11 @@ class Store:
         )
         return [Row(*row) for row in found]
 
-    def certified(self, network: str, eps: float, split: str) -> set[int]:
-        """Samples that are certified under any settings for this network, radius and split."""
+    def certified(self, network: str, eps: float, split: str, data: str) -> set[int]:
+        """Samples that are certified under any settings for this network, radius, split and digest of its data."""
         found = self.connection.execute(
-            "SELECT sample FROM samples JOIN settings ON settings.id = samples.settings "
+            "SELECT sample, details FROM samples JOIN settings ON settings.id = samples.settings "
             "WHERE network = ? AND eps = ? AND split = ? AND status = 'certified'",
             (network, eps, split),
         )
-        return {int(row[0]) for row in found}
+        return {int(sample) for sample, details in found if json.loads(details).get("data") == data}

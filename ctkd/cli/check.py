@@ -27,10 +27,14 @@ def command(model: str, shape: str, classes: int, as_json: bool) -> None:
     """
     from ctkd.run import check
 
-    layers = check(model, shape, classes)
+    found = check(model, shape, classes)
     if as_json:
-        print_json(layers)
+        print_json(found)
         return
-    for layer in layers:
+    for layer in found["layers"]:
         print(f"{layer['path']:<24} {layer['op']:<10} {'x'.join(map(str, layer['shape']))}")
     print("every layer can be bounded")
+    for problem in found["export_problems"]:
+        print(f"not exportable: {problem}")
+    if not found["export_problems"]:
+        print("and exported")

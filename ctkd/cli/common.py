@@ -173,6 +173,9 @@ def results_table(summary: Mapping[str, Any]) -> None:
 def notes(summary: Mapping[str, Any]) -> list[str]:
     """What the figures need beside them: stages, undecided samples, sampling error."""
     lines = []
+    attack = summary.get("attack")
+    if attack and summary["adversarial_accuracy"] is not None:
+        lines.append(f"attack: {attack['name']}, {attack['steps']} steps, {attack['restarts']} restarts")
     if summary.get("stages"):
         stages = ", ".join(f"{name} {count}" for name, count in summary["stages"].items())
         counts = summary["counts"]

@@ -62,6 +62,9 @@ def cli() -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run the command line; returns the exit code. Errors are one line each on standard error."""
     try:
+        for argument in arguments:
+            if not argument.isprintable():
+                raise BadInput(f"argument {argument!r} has characters that cannot be printed")
         result = cli.main(args=list(arguments), prog_name="ctkd", standalone_mode=False)
         return result if isinstance(result, int) else 0
     except BadInput as error:

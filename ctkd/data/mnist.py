@@ -108,10 +108,12 @@ def _read(folder: Path, name: str) -> bytes:
 
 
 def _download(name: str) -> bytes:
-    import platformdirs
     import pooch
 
-    cache = Path(platformdirs.user_cache_dir("ctkd")) / "data" / "MNIST" / "raw"
+    from ctkd.storage import cache_folder
+
+    cache = cache_folder() / "data" / "MNIST" / "raw"
+    pooch.get_logger().setLevel("WARNING")
     try:
         path = pooch.retrieve(MIRROR + f"{name}.gz", f"md5:{FILES[name][1]}", f"{name}.gz", cache)
     except Exception as error:  # pooch passes on whatever the network layer raises

@@ -52,4 +52,4 @@ class Logits:
         student = (enclosure.logits / temperature).log_softmax(1)
         # kl_div takes p log p as 0 at p = 0.
         divergence = kl_div(student, target, reduction="none").sum(1) * temperature**2
-        return (1 - weight) * robust + weight * divergence
+        return divergence if weight == 1 else (1 - weight) * robust + weight * divergence

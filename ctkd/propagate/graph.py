@@ -180,21 +180,32 @@ class Graph:
         return CleanPass(values[len(self.nodes) - 1], None if tap is None else values[tap], statistics)
 
     @torch.no_grad()
-    def update_running(self, statistics: Statistics, keep: Tensor | None = None) -> None:
-        """One momentum update of the running statistics, as PyTorch does it (unbiased variance).
-
-        ``keep`` is a scalar boolean on the device; where it is False nothing changes.
-        """
+    def blended(self, statistics: Statistics) -> dict[int, Moments]:
+        """What the running statistics become by one momentum update, as PyTorch does it (unbiased variance)."""
+        result = {}
         for i, moments in statistics.items():
             norm = self.norms[i].module
             assert norm.running_mean is not None
             assert norm.running_var is not None
-            assert norm.num_batches_tracked is not None
+            assert norm.momentum is not None
             unbiased = moments.variance * (moments.size / max(1, moments.size - 1))
-            momentum = norm.momentum
-            assert momentum is not None
-            for running, new in ((norm.running_mean, moments.mean), (norm.running_var, unbiased)):
-                target = torch.lerp(running, new.to(running.dtype), momentum)
+            pairs = ((norm.running_mean, moments.mean), (norm.running_var, unbiased))
+            mean, variance = (torch.lerp(old, new.to(old.dtype), norm.momentum) for old, new in pairs)
+            result[i] = Moments(mean, variance, moments.size)
+        return result
+
+    @torch.no_grad()
+    def update_running(self, statistics: Statistics, keep: Tensor | None = None) -> None:
+        """One momentum update of the running statistics.
+
+        ``keep`` is a scalar boolean on the device; where it is False nothing changes.
+        """
+        for i, after in self.blended(statistics).items():
+            norm = self.norms[i].module
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
+            assert norm.num_batches_tracked is not None
+            for running, target in ((norm.running_mean, after.mean), (norm.running_var, after.variance)):
                 running.copy_(target if keep is None else torch.where(keep, target, running))
             norm.num_batches_tracked += 1 if keep is None else keep.long()
 

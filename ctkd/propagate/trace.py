@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import operator
 from collections.abc import Callable
@@ -288,10 +289,19 @@ def trace(module: nn.Module, input_shape: tuple[int, ...]) -> Graph:
     Raises:
         BadInput: one line per layer that cannot be bounded, with the layer's path.
     """
+    graph = _graph(module, input_shape)
+    _verify(module, graph)
+    return graph
+
+
+def _graph(module: nn.Module, input_shape: tuple[int, ...]) -> Graph:
     name = type(module).__name__
     original = module
     if _Tracer().is_leaf_module(module, ""):
         module = nn.Sequential(module)  # a single layer: fx would trace into it
+    hooked = [path or "the model" for path, part in module.named_modules() if _has_hooks(part)]
+    if hooked:
+        raise BadInput(f"{name} has forward hooks at {', '.join(hooked)}; tracing does not see them, so remove them")
     attributes = set(vars(module))
     try:
         traced = _Tracer().trace(module)
@@ -313,32 +323,50 @@ def trace(module: nn.Module, input_shape: tuple[int, ...]) -> Graph:
         raise BadInput(f"{name} must return logits of shape (batch, classes), found {found}")
     if result.index == 0:
         raise BadInput(f"{name} returns its input; there is nothing to train")
-    graph = Graph(original, builder.nodes[: result.index + 1])
-    _compare(original, graph, example)
-    return graph
+    return Graph(original, builder.nodes[: result.index + 1])
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 @torch.no_grad()
-def _compare(module: nn.Module, graph: Graph, example: Tensor) -> None:
-    """Refuse what tracing misunderstood, by trying graph and module on the same inputs."""
-    modes = [(part, part.training) for part in module.modules()]
-    generator = torch.Generator().manual_seed(0)
+def _verify(module: nn.Module, graph: Graph) -> None:
+    """Refuse what tracing misunderstood: a copy in float64 and its graph must agree, on images, in both modes."""
+    name = type(module).__name__
     try:
-        module.eval()
-        for batch in (2, 5):
-            x = torch.rand(batch, *graph.input_shape, generator=generator).to(example)
-            expected, found = module(x.clone()), graph.bind()(x)
-            scale = expected.abs().max()
-            if torch.isfinite(scale) and not bool((expected - found).abs().max() <= 1e-3 * (1e-3 + scale)):
+        exact = copy.deepcopy(module).to("cpu").double()
+    except Exception as error:  # a user's module: anything may come out of it
+        raise BadInput(f"{name} cannot be copied: {_first_line(error)}") from None
+    for training in (False, True):
+        twin = _graph(exact.train(training), graph.input_shape)
+        if _shape_of(twin) != _shape_of(graph):
+            raise BadInput(
+                f"{name} runs other layers in training than in evaluation; its forward must not ask which it is"
+            )
+        for x in _trials(graph.input_shape):
+            try:
+                found = twin.clean_pass(x).logits if training else twin.bind()(x)
+                expected = exact(x.clone())
+            except RuntimeError as error:
+                raise BadInput(f"{name} fails on a batch of {len(x)}: {_first_line(error)}") from None
+            if not (expected.isfinite().all() and found.isfinite().all()):
+                raise BadInput(f"{name} returns logits that are not finite on images in [0, 1]")
+            if bool(((expected - found).abs() > 1e-9 * (1 + expected.abs().max())).any()):
                 raise BadInput(
-                    f"{type(module).__name__}: the traced graph computes something else than the module. Look for "
-                    "operations in place, forward hooks, random numbers, and the batch size used as a number"
+                    f"{name}: the traced graph computes something else than the module. Look for operations in "
+                    "place, random numbers, and the batch size used as a number"
                 )
-    except RuntimeError as error:
-        raise BadInput(f"{type(module).__name__} fails on a batch of {batch}: {_first_line(error)}") from None
-    finally:
-        for part, training in modes:
-            part.training = training
+
+
+def _shape_of(graph: Graph) -> list[Any]:
+    return [(node.path, node.inputs, node.shape) for node in graph.nodes]
+
+
+def _trials(input_shape: tuple[int, ...]) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    trials = [torch.rand(batch, *input_shape, dtype=torch.float64, generator=generator) for batch in (2, 5)]
+    return [*trials, trials[1].round()]
 
 
 @torch.no_grad()
@@ -347,6 +375,8 @@ def _interpret(builder: _Builder, traced: fx.Graph, example: Tensor, attributes:
     live = _live(traced)
     for node in traced.nodes:
         if node not in live:
+            if _changes_in_place(node):
+                builder.problems.append(f"layer {_where(node)!r}: {_name(node.target)} changes a value in place")
             continue
         args = fx.map_arg(node.args, lambda n: environment[n])
         kwargs = fx.map_arg(node.kwargs, lambda n: environment[n])
@@ -407,6 +437,13 @@ def _live(traced: fx.Graph) -> set[fx.Node]:
         if node.op in ("output", "placeholder") or any(user in live for user in node.users):
             live.add(node)
     return live
+
+
+def _changes_in_place(node: fx.Node) -> bool:
+    """Calls whose result nobody reads, and that matter all the same."""
+    name = _name(node.target)
+    mutates = name == "setitem" or (name.endswith("_") and not name.endswith("__")) or bool(node.kwargs.get("inplace"))
+    return node.op in ("call_method", "call_function") and mutates
 
 
 def _where(node: fx.Node) -> str:

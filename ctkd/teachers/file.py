@@ -4,11 +4,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ctkd.errors import BadInput
-from ctkd.options import Options
+from ctkd.options import AbsolutePath, Options
 
 if TYPE_CHECKING:
     from ctkd.api import TeacherContext
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 class FileTeacherOptions(Options):
     """The file, and the architecture its weights are for."""
 
-    path: Path
+    path: AbsolutePath
     """``network.safetensors`` of a run, or a state dict as safetensors."""
     model: str | None = None
     """For a state dict: the model's name; None is the student's model with the student's options."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ctkd.options import Count, Index, NonNegative, Options, Positive
+from ctkd.options import Count, Index, NonNegative, Options, Positive, Unit
 from ctkd.train.options import Factor, TrainOptions
 
 if TYPE_CHECKING:
@@ -19,12 +19,16 @@ if TYPE_CHECKING:
 
 
 class TrainedTeacherOptions(Options):
-    """Adam from ``lr``, divided by 5 at half and at three quarters of the epochs."""
+    """Adam, a learning rate that drops at milestones, no natural warm-up."""
 
     epochs: Count = 15
     """Length of the teacher's training."""
     lr: Positive = 1e-3
     """Adam's learning rate at the start."""
+    milestones: tuple[Unit, ...] = (0.5, 0.75)
+    """Fractions of the epochs after which the learning rate drops."""
+    lr_decay: Unit = 0.2
+    """Factor at each milestone."""
     batch_size: Count = 256
     """Images per step."""
     l1: NonNegative = 0.0
@@ -44,6 +48,8 @@ class PGDTeacherOptions(TrainedTeacherOptions):
     """PGD steps per batch."""
     step_size: Positive = 0.5
     """Relative to the box's half-width."""
+    restarts: Count = 1
+    """Random starting points."""
 
 
 class NaturalTeacher:
@@ -69,7 +75,7 @@ class PGDTeacher:
     def obtain(self, context: TeacherContext) -> Network:
         options = self.options
         train = _schedule(options, context, eps=min(1.0, context.eps * options.eps_factor), ramp=options.ramp)
-        attack = {"name": "pgd", "steps": options.steps, "step_size": options.step_size}
+        attack = {"name": "pgd", "steps": options.steps, "step_size": options.step_size, "restarts": options.restarts}
         return context.fit(train, attack, "adversarial")
 
 
@@ -81,7 +87,8 @@ def _schedule(options: TrainedTeacherOptions, context: TeacherContext, eps: floa
         ramp=min(ramp, options.epochs),
         batch_size=options.batch_size,
         lr=options.lr,
-        milestones=(0.5 * options.epochs, 0.75 * options.epochs),
+        milestones=tuple(part * options.epochs for part in options.milestones),
+        lr_decay=options.lr_decay,
         l1=options.l1,
         shi_weight=0.0,
         init="default",

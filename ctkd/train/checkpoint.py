@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from torch import Tensor
 from ctkd.errors import BadInput
 from ctkd.storage import digest_tensors, read_tensors, write_tensors
 
-CURRENT, PREVIOUS = "checkpoint.safetensors", "checkpoint-previous.safetensors"
+CURRENT, PREVIOUS, NEXT = "checkpoint.safetensors", "checkpoint-previous.safetensors", "checkpoint-next.safetensors"
 
 
 @dataclass(frozen=True)
@@ -28,10 +29,15 @@ class Checkpoint:
 
 def save(folder: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
     """Write a checkpoint; the one before it is kept."""
-    current = folder / CURRENT
-    if current.exists():
-        current.replace(folder / PREVIOUS)
-    write_tensors(current, tensors, {"values": json.dumps(values), "sha256": digest_tensors(tensors)})
+    text = json.dumps(values)
+    write_tensors(folder / NEXT, tensors, {"values": text, "sha256": _digest(tensors, text)})
+    if (folder / CURRENT).exists():
+        (folder / CURRENT).replace(folder / PREVIOUS)
+    (folder / NEXT).replace(folder / CURRENT)
+
+
+def _digest(tensors: Mapping[str, Tensor], values: str) -> str:
+    return hashlib.sha256(f"{digest_tensors(tensors)} {values}".encode()).hexdigest()
 
 
 def load(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
@@ -41,7 +47,7 @@ def load(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
         BadInput: checkpoints exist and none can be read.
     """
     problems = []
-    for name in (CURRENT, PREVIOUS):
+    for name in (NEXT, CURRENT, PREVIOUS):  # NEXT is there only after a kill between the two renames
         path = folder / name
         if not path.exists():
             continue
@@ -60,6 +66,6 @@ def load(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
 
 def _read(path: Path) -> Checkpoint:
     tensors, metadata = read_tensors(path)
-    if digest_tensors(tensors) != metadata.get("sha256"):
+    if _digest(tensors, metadata.get("values", "")) != metadata.get("sha256"):
         raise BadInput(f"{path} does not match its checksum; the file is damaged")
     return Checkpoint(tensors, json.loads(metadata["values"]))

@@ -119,6 +119,8 @@ class Trainer:
         found = checkpoint.load(self.folder, self.reporter.warn)
         if found is not None:
             self._restore(found)
+        else:
+            self._save()  # so that there is a good checkpoint even if the first epoch fails
         self.on_resume(self.step // self.steps_per_epoch)
 
     # The loop --------------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from ctkd.api import Enclosure, Objective, Schedule, TeacherOutputs
@@ -50,7 +49,3 @@ class LossTerms:
         same = sum(known.split("#")[0] == name for known in self.terms)
         self.terms[f"{name}#{same + 1}" if same else name] = value
         return value
-
-    def non_finite(self) -> Tensor:
-        """(terms,) booleans, in the order of ``terms``."""
-        return torch.stack([~value.detach().isfinite().all() for value in self.terms.values()])

@@ -56,7 +56,7 @@ class TrainOptions(Options):
     """Average the weights of all steps from this epoch on, and use the average."""
     seed: Index = 0
     """Of everything random: initialisation, order, attacks."""
-    threads: Count | None = None
+    threads: Annotated[Count, Field(le=1024)] | None = None
     """CPU threads; None leaves PyTorch's choice. Recorded, since results are bit-identical per thread count only."""
     device: str = "cpu"
     """A torch device."""

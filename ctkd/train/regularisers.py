@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ctkd.boxes import Box
+from ctkd.boxes import Box, centre_radius
 from ctkd.propagate import Bounds
 
 TOLERANCE = 0.5
@@ -24,7 +24,7 @@ def shi_regularisers(bounds: Bounds, box: Box) -> tuple[Tensor, Tensor]:
         Two scalars. A layer whose balance is not finite (no active or no inactive neuron) adds nothing to the
         second, and still counts in its divisor, as in the published code.
     """
-    input_width = ((box.upper - box.lower) / 2).mean()
+    input_width = centre_radius(box)[1].mean()  # as propagated
     tightness, balance = [], []
     for lower, upper in bounds.values():
         centre, radius = (lower + upper) / 2, (upper - lower) / 2
@@ -50,4 +50,4 @@ def _balance(lower: Tensor, upper: Tensor, centre: Tensor) -> Tensor:
 def l1_norm(module: nn.Module) -> Tensor:
     """Sum of absolute weights of all convolutions and fully connected layers; no biases, no batch norm."""
     layers = [m for m in module.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-    return torch.stack([layer.weight.abs().sum() for layer in layers]).sum()
+    return sum((layer.weight.abs().sum() for layer in layers), torch.zeros(()))

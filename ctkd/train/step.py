@@ -97,7 +97,7 @@ class TrainingStep:
         box = perturbation_box(x, schedule.eps or REGULARISER_EPS)
         points: dict[str, Tensor] = {"clean": x} if "clean" in wanted else {}
         if "adversarial" in wanted:
-            points["adversarial"] = self._attack(x, labels, schedule, statistics, generator)
+            points["adversarial"] = self._attack(x, labels, box, schedule, statistics, generator)
             if options.statistics == "last-pass" and graph.norms:
                 statistics = self.backend.clean_pass(graph, points["adversarial"]).statistics
                 updates.append(statistics)
@@ -116,7 +116,7 @@ class TrainingStep:
         if points or boxes:
             # The clean point was evaluated already; it is only read from there.
             joint = {name: point for name, point in points.items() if name != "clean"}
-            network = graph.bind(statistics if graph.norms else None)
+            network = graph.bind(statistics)
             flow = self.backend.propagate(network, _stack(joint), _stack_boxes(boxes))
             if robust:
                 step = self._combination(schedule, labels, network, flow, terms, clean, x, joint, boxes)
@@ -134,15 +134,18 @@ class TrainingStep:
         self,
         x: Tensor,
         labels: Tensor,
+        box: Box,
         schedule: Schedule,
         statistics: Statistics,
         generator: torch.Generator,
     ) -> Tensor:
-        last_pass = self.options.statistics == "last-pass"
-        fixed = None if last_pass or not self.graph.norms else statistics
         with torch.no_grad():
-            network = self.graph.bind(fixed).detach()
-        box = perturbation_box(x, schedule.eps * self.options.attack_eps_factor)
+            if self.options.statistics == "last-pass":
+                # Published code attacks with running statistics that already contain this clean batch.
+                statistics = self.graph.blended(statistics)
+            network = self.graph.bind(statistics).detach()
+        if self.options.attack_eps_factor != 1:
+            box = perturbation_box(x, schedule.eps * self.options.attack_eps_factor)
         found = self.attack.perturb(network, x, labels, box, generator)
         return box.clamp(found.detach())
 

@@ -50,14 +50,14 @@ def attack(**options: Any) -> Any:
 
 
 def cascade(net: Network, eps: float, stages: Any = STAGES) -> Cascade:
-    return Cascade(net, eps, attack(steps=20, objective="margin"), stages, torch.float64, 0)
+    return Cascade(net, eps, attack(steps=20, objective="margin"), stages, 0)
 
 
 def run(one: Cascade, data: Split, path: Path, samples: range | None = None, batch: int = 16) -> Any:
     samples = samples or range(len(data))
     with Store(path) as store:
         settings = store.settings("net", one.eps, "test", {})
-        result = one.run(data, samples, store, settings, batch, Silent(), StopRequest())
+        result = one.run(data, samples, store, settings, batch, Silent(), StopRequest(), "")
         return result, store.rows(settings, samples)
 
 
@@ -136,6 +136,34 @@ def test_a_bound_that_is_not_a_number_proves_nothing(tmp_path: Path) -> None:
     assert all(row.lower_margin is None for row in rows)
 
 
+def test_a_bound_within_rounding_of_zero_proves_nothing(tmp_path: Path) -> None:
+    class Barely:
+        def __init__(self, margin: float) -> None:
+            self.margin = margin
+
+        def margins(self, net: Network, box: Box, labels: torch.Tensor) -> torch.Tensor:
+            return torch.full((len(labels), net.classes), self.margin, dtype=box.lower.dtype)
+
+    net = network()
+    images = split(net).images
+    data = Split(images, net(images).argmax(1))
+    for margin, certified in ((1e-12, 0), (1e-9, 60)):
+        stages = {"barely": Barely(margin)}
+        result, _ = run(cascade(net, 0.0, stages), data, tmp_path / f"{margin}.sqlite")
+        assert result.certified == certified
+
+
+def test_certified_samples_are_those_of_the_same_data(tmp_path: Path) -> None:
+    from ctkd.certify.store import Row
+
+    with Store(tmp_path / "r.sqlite") as store:
+        for data, sample in (("a", 3), ("b", 4)):
+            settings = store.settings("net", 0.1, "test", {"data": data})
+            store.add(settings, [Row(sample, 0, 0, "certified", "ibp", 1.0, 1.0, 0.0)])
+        assert store.certified("net", 0.1, "test", "a") == {3}
+        assert store.certified("net", 0.2, "test", "a") == set()
+
+
 def test_a_tie_is_a_violation(tmp_path: Path) -> None:
     """Two equal logits everywhere: neither natural, nor adversarial, nor certified accuracy may count them."""
     net = network()
@@ -160,8 +188,8 @@ def test_interrupted_and_resumed_equals_undisturbed(tmp_path: Path) -> None:
     one = cascade(net, 0.08)
     with Store(tmp_path / "parts.sqlite") as store:
         settings = store.settings("net", one.eps, "test", {})
-        with pytest.raises(Interrupted, match="finished samples are stored"):
-            one.run(data, range(60), store, settings, 16, Silent(), stop)
+        with pytest.raises(Interrupted, match=r"finished samples are stored\. Go on"):
+            one.run(data, range(60), store, settings, 16, Silent(), stop, "Go on")
         assert len(store.rows(settings, range(60))) == 16
     _, resumed = run(cascade(net, 0.08), data, tmp_path / "parts.sqlite")
 
@@ -189,5 +217,7 @@ def test_certify_on_a_run_at_other_radii(tmp_path: Path, quick_run: tuple[Path, 
     assert certify(folder)["certified_accuracy"] == quick_run[1]["certified_accuracy"]
     with pytest.raises(BadInput, match=r"eps=8: outside \[0, 1\]; radii are in raw pixel units, did you mean 8/255\?"):
         certify(folder, eps=8)
+    with pytest.raises(BadInput, match=r"train.epochs: certifying takes certify\.\* settings only"):
+        certify(folder, settings={"train.epochs": 3})
     with pytest.raises(BadInput, match="the test split has 360 samples"):
         certify(folder, settings={"certify.samples": 361})

@@ -84,6 +84,47 @@ def test_one_mistake_one_line(ctkd_command: Command, empty: Path, arguments: lis
     assert list(empty.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("setting", "line"),
+    [
+        ("data.dir=5", "data.dir=5: must be the path of a folder"),
+        ("train.threads=100000", "train.threads=100000: must be less than or equal to 1024"),
+        ("train.eps=true", "train.eps=True: must be a number, not true or false"),
+        ("train.seed=true", "train.seed=True: must be an integer, not true or false"),
+        ("certify.stages=[]", "certify.stages=[]: Tuple should have at least 1 item"),
+        ("train.device='meta'", "train.device=meta: accepted: cpu, cuda, cuda:N"),
+        ("export.samples=9999", "export.samples=9999: the test split has 360 samples"),
+    ],
+)
+def test_odd_values(ctkd_command: Command, empty: Path, setting: str, line: str) -> None:
+    refused(ctkd_command("train", "--set", setting), line)
+    assert list(empty.iterdir()) == []
+
+
+def test_arguments_that_cannot_be_printed(ctkd_command: Command, empty: Path) -> None:
+    for name in ("\udcff", "new\nline"):
+        refused(ctkd_command("train", "--out", name), "has characters that cannot be printed")
+    assert list(empty.iterdir()) == []
+
+
+def test_damaged_small_files(ctkd_command: Command, tmp_path: Path, quick_run: tuple[Path, Any]) -> None:
+    for name in ("run.json", "summary.json"):
+        run = tmp_path / name
+        shutil.copytree(quick_run[0], run)
+        (run / name).write_text("{")
+        arguments = ["--out" if name == "run.json" else "--resume", str(run)]
+        refused(ctkd_command("train", *arguments), f"{run / name} is damaged: it is not JSON")
+
+
+def test_an_empty_folder_of_the_users_stays(ctkd_command: Command, empty: Path) -> None:
+    (empty / "mine").mkdir()
+    (empty / "t.safetensors").write_text("rubbish")
+    arguments = file_teacher(Path("t.safetensors"))
+    arguments[arguments.index("run")] = "mine"
+    refused(ctkd_command(*arguments), "t.safetensors is not a safetensors file")
+    assert list((empty / "mine").iterdir()) == []
+
+
 def test_several_mistakes_are_reported_together(ctkd_command: Command, empty: Path) -> None:
     result = ctkd_command("train", "--eps", "8", "--bound", "cc-ibp", "--set", "bound.alpha=3", "--set", "train.sed=1")
     refused(result, "bound.alpha=3", "train.eps=8", "train.sed is not an option")
@@ -305,6 +346,7 @@ def test_check_refuses_with_the_layers_path(
         "def good(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n"
         "def bad(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.GELU())\n"
         "def other(): return 3\n"
+        "def leaves(): import sys; sys.exit(0)\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     assert ctkd_command("check", "mynets:good", "--input", "1,8,8")[0] == 0
@@ -312,6 +354,8 @@ def test_check_refuses_with_the_layers_path(
         ctkd_command("check", "mynets:bad", "--input", "1,8,8"), "layer '2': GELU is not supported", "supported: Linear"
     )
     refused(ctkd_command("check", "mynets:other"), "mynets:other must return a torch.nn.Module, found int")
+    refused(ctkd_command("check", "mynets:leaves"), "mynets:leaves cannot be used: SystemExit")
+    refused(ctkd_command("check", "cnn-small", "--input", "1,1000000,1000000"), "cnn-small cannot be built for inputs")
     refused(ctkd_command("check", "absent_module:x"), "absent_module:x cannot be used: ModuleNotFoundError")
     refused(ctkd_command("check", "cnn-small", "--input", "1;8"), "write sizes such as 1,28,28")
     refused(ctkd_command("check", "cnn-small", "--input", "1,2,2"), "at least 4x4 pixels")
@@ -349,5 +393,5 @@ def test_a_full_disk_is_one_line(
     monkeypatch.setattr(checkpoint, "write_tensors", full)
     code, out, err = ctkd_command("train", "--teacher", "none", "--epochs", "1", "--out", str(tmp_path / "run"))
     assert (code, out) == (1, "")
-    assert err.splitlines()[-1].endswith("checkpoint.safetensors: No space left on device")
+    assert err.splitlines()[-1].endswith("checkpoint-next.safetensors: No space left on device")
     assert "Traceback" not in err

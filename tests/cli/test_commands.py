@@ -164,7 +164,7 @@ def test_every_help_ends_with_examples(ctkd_command: Command, name: list[str]) -
 def test_check_lists_layers(ctkd_command: Command) -> None:
     code, out, _ = ctkd_command("check", "cnn-small", "--input", "1,28,28", "--json")
     assert code == 0
-    assert [layer["op"] for layer in json.loads(out)] == [
+    assert [layer["op"] for layer in json.loads(out)["layers"]] == [
         "Input",
         "Conv",
         "Relu",
@@ -238,5 +238,8 @@ def test_a_model_without_an_export_form_still_finishes(
     settings = {**QUICK, "teacher.name": "none", "model.name": "mlp", "bound.name": "ibp"}
     code, _, err = ctkd_command("train", *sets(settings), "--out", str(tmp_path / "run"))
     assert code == 0, err
-    assert "warning: not exported: layer '2' has no ONNX form that all verifiers read: Conv with groups=2" in err
+    assert (
+        "warning: this student can be trained and certified, but not exported: "
+        "layer '2' has no ONNX form that all verifiers read: Conv with groups=2" in err
+    )
     assert (tmp_path / "run" / "summary.json").exists()

@@ -384,3 +384,52 @@ def test_images_without_a_channel_dimension_are_refused_or_bounded() -> None:
 
 def test_a_single_layer_is_a_classifier() -> None:
     agrees(nn.Linear(4, 3).double(), (4,))
+
+
+class InPlaceOnASlice(nn.Module):
+    """Nobody reads the call's result, and it matters all the same."""
+
+    def __init__(self, amount: float) -> None:
+        super().__init__()
+        self.fc, self.amount = nn.Linear(4, 3), amount
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.fc(x)
+        y[:, 1].add_(self.amount)
+        return y
+
+
+class AsksForItsMode(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x) * 2 if self.training else self.fc(x)
+
+
+@pytest.mark.parametrize("amount", [9.0, 1e-4])
+def test_a_change_in_place_that_nobody_reads_is_refused(amount: float) -> None:
+    with pytest.raises(BadInput, match="add_ changes a value in place"):
+        trace(InPlaceOnASlice(amount), (4,))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_module_that_asks_for_its_mode_is_refused(training: bool) -> None:
+    with pytest.raises(BadInput, match="runs other layers in training than in evaluation"):
+        trace(AsksForItsMode().train(training), (4,))
+
+
+def test_forward_hooks_are_refused() -> None:
+    module = nn.Sequential(nn.Linear(4, 3))
+    module[0].register_forward_hook(lambda layer, inputs, output: output * (1 if inputs[0].max() < 1 else -1))
+    with pytest.raises(BadInput, match="has forward hooks at 0; tracing does not see them"):
+        trace(module, (4,))
+
+
+def test_logits_that_are_not_finite_are_refused() -> None:
+    module = nn.Sequential(nn.Linear(4, 3))
+    with torch.no_grad():
+        module[0].weight.fill_(torch.inf)
+    with pytest.raises(BadInput, match="logits that are not finite on images"):
+        trace(module, (4,))
