@@ -84,7 +84,7 @@ class Hooks:
 
     @hookspec
     def ctkd_attacks(self) -> list[Registration]:  # type: ignore[empty-body]
-        """Attacks, for training and evaluation (``ctkd.api.Attack``). Core clamps and replays what they return."""
+        """Attacks for training (``ctkd.api.Attack``). Core clamps what they return to the box."""
 
     @hookspec
     def ctkd_models(self) -> list[Registration]:  # type: ignore[empty-body]
