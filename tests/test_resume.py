@@ -49,6 +49,13 @@ def start(cache: Path, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
+def wait_for(path: Path, process: subprocess.Popen[str]) -> float:
+    """Returns the time at which the file was there, or the process was gone."""
+    while not path.exists() and process.poll() is None:
+        time.sleep(0.01)
+    return time.monotonic()
+
+
 def new_run(out: Path) -> list[str]:
     sets = [part for key, value in SETTINGS.items() for part in ("--set", f"{key}={value}")]
     return ["--threads", "1", "--out", str(out), *sets]
@@ -56,10 +63,10 @@ def new_run(out: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
-    """An undisturbed run, and the seconds it took."""
+    """An undisturbed run, and the seconds it took once its folder was there."""
     folder = tmp_path_factory.mktemp("reference")
-    began = time.monotonic()
     process = start(folder / "cache", *new_run(folder / "run"))
+    began = wait_for(folder / "run" / "config.toml", process)
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     return folder / "run", time.monotonic() - began
@@ -104,8 +111,7 @@ def test_killed_at_random_moments_and_resumed(tmp_path: Path, reference: tuple[P
     kills = 0
     for _ in range(3):
         # Let it make its folder first; then kill somewhere between there and the end.
-        while not (run / "config.toml").exists() and process.poll() is None:
-            time.sleep(0.01)
+        wait_for(run / "config.toml", process)
         time.sleep(moments.uniform(0, 0.5 * seconds))
         if process.poll() is not None:
             break
@@ -125,8 +131,7 @@ def test_a_signal_saves_and_says_how_to_go_on(
 ) -> None:
     run, cache = tmp_path / "run", tmp_path / "cache"
     process = start(cache, *new_run(run))
-    while not (run / "teacher" / "teacher.json").exists() and process.poll() is None:
-        time.sleep(0.01)
+    wait_for(run / "teacher" / "teacher.json", process)
     time.sleep(0.3)
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)

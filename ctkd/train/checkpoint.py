@@ -58,6 +58,8 @@ def load(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
             continue
         if problems:
             warn(f"{problems[0]}; going on from the checkpoint before it, step {found.values['step']}")
+        if name == NEXT:
+            path.replace(folder / CURRENT)  # what the kill left undone
         return found
     if problems:
         raise BadInput(*problems)
