@@ -226,13 +226,17 @@ class Split:
 
 @dataclass(frozen=True)
 class Data:
-    """A data set. Models are selected on ``validation``; ``test`` is for reported numbers only."""
+    """A data set. Models are selected on ``validation``; ``test`` is for reported numbers only.
+
+    ``augment``, if given, changes training batches: (batch, *input_shape) and a generator to the same shape, in [0, 1].
+    """
 
     name: str
     train: Split
     validation: Split
     test: Split
     classes: int
+    augment: Callable[[Tensor, torch.Generator], Tensor] | None = None
 
     @property
     def input_shape(self) -> tuple[int, ...]:

@@ -156,6 +156,7 @@ class Session:
         options = {key: value for key, value in train.model_dump(mode="json").items() if key != "checkpoint_seconds"}
         key = {
             "data": data_fingerprint(self.data),
+            "data options": self.config.data.options.model_dump(mode="json"),
             "model": self.config.tables()["model"],
             "train": options,
             "attack": dict(attack),

@@ -134,7 +134,10 @@ class Trainer:
         for i in range(first, self.steps_per_epoch):
             rows = order[i * self.batch : (i + 1) * self.batch]
             last = i == self.steps_per_epoch - 1
-            loss, norms, flags = self._one_step(self.images[rows], self.labels[rows], epoch, i, measure=last)
+            x = self.images[rows]
+            if self.data.augment is not None:
+                x = self.data.augment(x, generator(self.options.seed, f"{self.name}-augmentation", epoch, i))
+            loss, norms, flags = self._one_step(x, self.labels[rows], epoch, i, measure=last)
             # The flags of a step are read one step later, when the device has long finished them.
             if bad is not None:
                 self._refuse_non_finite(bad)
