@@ -177,7 +177,8 @@ def notes(summary: Mapping[str, Any]) -> list[str]:
     if attack and summary["adversarial_accuracy"] is not None:
         lines.append(f"attack: {attack['name']}, {attack['steps']} steps, {attack['restarts']} restarts")
     if summary.get("stages"):
-        stages = ", ".join(f"{name} {count}" for name, count in summary["stages"].items())
+        by_count = sorted(summary["stages"].items(), key=lambda pair: -pair[1])
+        stages = ", ".join(f"{name} {count}" for name, count in by_count)
         counts = summary["counts"]
         lines.append(f"certified by stage: {stages}; broken {counts['broken']}, undecided {counts['undecided']}")
         low, high = summary["robust_accuracy_interval"]
