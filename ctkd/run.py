@@ -4,13 +4,10 @@
 
 from __future__ import annotations
 
-import functools
-import importlib
 import os
 import platform
 import re
 import shutil
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,21 +16,22 @@ from typing import Any
 import torch
 
 from ctkd.accuracy import is_correct, natural_accuracy
-from ctkd.api import Data
 from ctkd.certify.options import CertifyOptions
 from ctkd.certify.store import Store
-from ctkd.config import RunConfig, dump, resolve
+from ctkd.config import dump, resolve
 from ctkd.errors import BadInput
-from ctkd.export import export_instances, to_onnx
+from ctkd.export import export_instances
 from ctkd.interrupt import StopRequest, stop_request
 from ctkd.options import Radius
+from ctkd.preflight import check, check_device, check_student
 from ctkd.progress import Reporter, Silent
 from ctkd.propagate import Network, margins_of
 from ctkd.randomness import generator
 from ctkd.runfolder import RunFolder
-from ctkd.session import Session, feature_shape, load_data, plugin, sample_range, selected, split_digest, versions
+from ctkd.session import Session, load_data, selected, split_digest, versions
 from ctkd.storage import read_json, write_json, write_text
-from ctkd.train.loop import finalise
+
+__all__ = ["certify", "check", "export", "resume", "train"]
 
 
 def train(
@@ -62,13 +60,13 @@ def train(
         BadInput, RunFailed, Contradiction, Interrupted: see ``ctkd.errors``.
     """
     resolved = resolve(settings, config)
-    _check_device(resolved.train.device)
+    check_device(resolved.train.device)
     _set_threads(resolved.train.threads)
     # The thread count belongs to the result: it is recorded even where it was left open.
     resolved = replace(resolved, train=resolved.train.model_copy(update={"threads": torch.get_num_threads()}))
     with stop_request() as stop:
         data = load_data(resolved)
-        _check_student(resolved, data, reporter or Silent())
+        check_student(resolved, data, reporter or Silent())
         folder = RunFolder.create(out, f"{data.name}-{resolved.bound.name}")
         try:
             with folder.lock():
@@ -96,7 +94,7 @@ def resume(path: Path, *, certify: bool = True, reporter: Reporter | None = None
                 return folder, summary
         folder.tidy()
         config = resolve(file=folder.config)
-        _check_device(config.train.device)
+        check_device(config.train.device)
         _set_threads(config.train.threads)
         session = Session(config, folder, load_data(config), reporter or Silent(), stop)
         return folder, _work(session, certify)
@@ -175,36 +173,6 @@ def _environment() -> dict[str, Any]:
 def _set_threads(threads: int | None) -> None:
     if threads is not None:
         torch.set_num_threads(threads)
-
-
-def _check_device(device: str) -> None:
-    try:
-        if torch.device(device).type not in ("cpu", "cuda"):
-            raise RuntimeError("accepted: cpu, cuda, cuda:N")
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise BadInput(f"train.device={device}: {str(error).splitlines()[0]}") from None
-
-
-def _check_student(config: RunConfig, data: Data, reporter: Reporter) -> None:
-    """Everything that can be refused is refused here, before a folder is made."""
-    sample_range(data, config.certify)
-    size = len(getattr(data, config.certify.split))
-    if config.export.samples > size:
-        raise BadInput(f"export.samples={config.export.samples}: the {config.certify.split} split has {size} samples")
-    module = config.model.create().build(data.input_shape, data.classes)
-    graph = config.propagation.create().trace(module, data.input_shape)
-    if graph.classes != data.classes:
-        raise BadInput(
-            f"model {config.model.name!r} has {graph.classes} outputs, data set {data.name!r} {data.classes} classes"
-        )
-    if config.distill.create().needs_features and config.teacher.name != "none":
-        feature_shape(config, "student", graph.bind())
-    try:
-        to_onnx(finalise(module, data.input_shape))
-    except BadInput as problem:
-        for message in problem.messages:
-            reporter.warn(f"this student can be trained and certified, but not exported: {message}")
 
 
 def _export_beside(session: Session, student: Network) -> None:
@@ -350,57 +318,3 @@ def export(
         session, network = _open(run, data_dir, settings, Silent(), stop)
         radius = _radius(eps, session.config.train.eps)
         return _export(session, network, radius, folder, **session.config.export.model_dump())
-
-
-def check(model: str, input_shape: str | tuple[int, ...], classes: int = 10) -> dict[str, Any]:
-    """Say whether a model can be bounded: what ``ctkd check`` does.
-
-    Args:
-        model: a registered name, or ``pkg.mod:factory``, a function without arguments.
-        input_shape: without the batch dimension; also as text, ``"1,28,28"``.
-        classes: for registered models.
-
-    Returns:
-        ``layers``: one entry per layer of the folded network: path, op, shape. ``export_problems``: why it cannot be
-        exported, empty if it can.
-
-    Raises:
-        BadInput: one line per layer that cannot be bounded.
-    """
-    if isinstance(input_shape, str):
-        try:
-            input_shape = tuple(int(part) for part in input_shape.replace("x", ",").split(","))
-        except ValueError:
-            raise BadInput(f"--input {input_shape}: write sizes such as 1,28,28") from None
-    if min(input_shape) < 1 or classes < 1:
-        raise BadInput(f"--input {input_shape}, --classes {classes}: sizes must be at least 1")
-    try:
-        module = _imported(model) if ":" in model else plugin("model", {"name": model}).build(input_shape, classes)
-        network = finalise(module, input_shape)
-    except (RuntimeError, MemoryError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise BadInput(f"{model} cannot be built for inputs of shape {input_shape}: {reason}") from None
-    layers = [
-        {"path": node.path, "op": type(node.op).__name__ if node.op else "Input", "shape": list(node.shape)}
-        for node in network.nodes
-    ]
-    try:
-        to_onnx(network)
-    except BadInput as problem:
-        return {"layers": layers, "export_problems": list(problem.messages)}
-    return {"layers": layers, "export_problems": []}
-
-
-def _imported(reference: str) -> torch.nn.Module:
-    """The module that ``pkg.mod:factory`` makes. Given on the command line, so it may run the user's code."""
-    name, _, path = reference.partition(":")
-    sys.path.insert(0, str(Path.cwd()))  # as `python -m` has it
-    try:
-        made = functools.reduce(getattr, path.split("."), importlib.import_module(name))()  # type: ignore[operator]
-    except (Exception, SystemExit) as error:  # the user's code: anything may come out of it
-        raise BadInput(f"{reference} cannot be used: {type(error).__name__}: {error}") from None
-    finally:
-        sys.path.pop(0)
-    if not isinstance(made, torch.nn.Module):
-        raise BadInput(f"{reference} must return a torch.nn.Module, found {type(made).__name__}")
-    return made

@@ -4,6 +4,7 @@
 
 from ctkd.propagate.graph import CleanPass, Graph, Moments, Statistics
 from ctkd.propagate.interval import Bounds, Flow, interval_margins, margins_of, propagate
+from ctkd.propagate.layers import SUPPORTED
 from ctkd.propagate.linear import (
     crown_pre_activation,
     lower_bounds,
@@ -13,7 +14,7 @@ from ctkd.propagate.linear import (
     specified_bounds,
 )
 from ctkd.propagate.network import Network, Node
-from ctkd.propagate.trace import SUPPORTED, trace
+from ctkd.propagate.trace import trace
 
 __all__ = [
     "SUPPORTED",

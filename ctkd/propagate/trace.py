@@ -18,6 +18,22 @@ from torch import Tensor, fx, nn
 from ctkd.errors import BadInput
 from ctkd.propagate import ops
 from ctkd.propagate.graph import BatchNorm, Graph, TracedNode
+from ctkd.propagate.layers import (
+    ADDS,
+    DIVS,
+    MODULES,
+    MULS,
+    NORMS,
+    PURE,
+    RELUS,
+    RESHAPES,
+    SUBS,
+    SUPPORTED,
+    Make,
+    Unsupported,
+    average,
+    images,
+)
 
 BATCH = 3
 """Example batch. Odd on purpose: a literal batch size written into a model does not survive it."""
@@ -45,101 +61,6 @@ def _read(value: Any) -> Any:
     if type(value) in (tuple, list):
         return type(value)(_read(part) for part in value)
     return {key: _read(part) for key, part in value.items()} if isinstance(value, dict) else value
-
-
-class Unsupported(Exception):
-    """Why one layer cannot be bounded."""
-
-
-Make = Callable[[], ops.Op]
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else tuple(value)
-
-
-def _linear(module: nn.Linear, x: Tensor) -> Make:
-    if x.dim() != 2:
-        raise Unsupported(f"Linear acts on {x.dim() - 1} dimensions {tuple(x.shape[1:])}; flatten the input before it")
-    return lambda: ops.Linear(module.weight, _bias(module))
-
-
-def _conv(module: nn.Conv2d, x: Tensor) -> Make:
-    _images(x)
-    if module.padding_mode != "zeros":
-        raise Unsupported(f"padding_mode={module.padding_mode!r}; only zeros")
-    padding = module.padding
-    if isinstance(padding, str):
-        spans = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
-        if padding == "same" and any(span % 2 for span in spans):
-            raise Unsupported("padding='same' with an even kernel pads one side more; only symmetric padding")
-        padding = tuple(span // 2 if padding == "same" else 0 for span in spans)
-    sizes = _pair(module.stride), _pair(padding), _pair(module.dilation)
-    return lambda: ops.Conv(module.weight, _bias(module), *sizes, module.groups)
-
-
-def _bias(module: nn.Linear | nn.Conv2d) -> Tensor:
-    return module.bias if module.bias is not None else module.weight.new_zeros(module.weight.shape[0])
-
-
-def _images(x: Tensor) -> None:
-    if x.dim() != 4:
-        raise Unsupported(f"acts on images (channels, height, width), found {tuple(x.shape[1:])}")
-
-
-def _avg_pool(module: nn.AvgPool2d, x: Tensor) -> Make:
-    _images(x)
-    return _average(
-        module.kernel_size,
-        module.stride,
-        module.padding,
-        module.ceil_mode,
-        module.count_include_pad,
-        module.divisor_override,
-    )
-
-
-def _average(
-    kernel: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    ceil: bool = False,
-    include: bool = True,
-    divisor: Any = None,
-) -> Make:
-    sizes = _pair(kernel), _pair(kernel if stride is None else stride), _pair(padding)
-    if ceil or divisor is not None or (not include and sizes[2] != (0, 0)):
-        raise Unsupported("AvgPool2d with ceil_mode, divisor_override or count_include_pad=False")
-    return lambda: ops.AvgPool(*sizes)
-
-
-def _dropout(module: nn.Module, x: Tensor) -> Make:
-    raise Unsupported("Dropout is random in training, so bounds would speak about another network; remove it")
-
-
-# One row per supported layer: module type -> how to make its operator. None leaves the value as it is.
-MODULES: dict[type[nn.Module], Callable[[Any, Tensor], Make] | None] = {
-    nn.Linear: _linear,
-    nn.Conv2d: _conv,
-    nn.AvgPool2d: _avg_pool,
-    nn.ReLU: lambda module, x: ops.Relu,
-    nn.Identity: None,
-    nn.Dropout: _dropout,
-    nn.Dropout2d: _dropout,
-}
-NORMS: tuple[type[nn.Module], ...] = (nn.BatchNorm1d, nn.BatchNorm2d)
-RESHAPES: tuple[Any, ...] = (torch.flatten, torch.reshape, "flatten", "reshape", "view")
-RELUS: tuple[Any, ...] = (torch.relu, F.relu, "relu")
-ADDS: tuple[Any, ...] = (operator.add, torch.add, "add")
-SUBS: tuple[Any, ...] = (operator.sub, torch.sub, "sub")
-MULS: tuple[Any, ...] = (operator.mul, torch.mul, "mul")
-DIVS: tuple[Any, ...] = (operator.truediv, torch.div, "div")
-PURE: tuple[Any, ...] = ("size", "dim", getattr, operator.getitem, "contiguous")
-
-SUPPORTED = (
-    "Linear, Conv2d, BatchNorm1d, BatchNorm2d, ReLU, AvgPool2d, Flatten, reshape, view, Identity, "
-    "sums of two branches, and + - * / with constants"
-)
 
 
 class _Tracer(fx.Tracer):
@@ -260,8 +181,8 @@ class _Builder:
         if target in ADDS + SUBS + MULS + DIVS and len(args) == 2 and not kwargs:
             return self.arithmetic(path, target, *args)
         if target is F.avg_pool2d:
-            _images(args[0].example)
-            make = _average(*_read(args[1:]), **kwargs)
+            images(args[0].example)
+            make = average(*_read(args[1:]), **kwargs)
             return self.add(make()(args[0].example), (args[0],), path, make)
         raise Unsupported(f"{_name(target)} is not supported")
 

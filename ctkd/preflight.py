@@ -1,0 +1,105 @@
+# SPDX-FileCopyrightText: The ctkd contributors
+# SPDX-License-Identifier: MIT
+"""What can be refused before anything runs or is written."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ctkd.api import Data
+from ctkd.config import RunConfig
+from ctkd.errors import BadInput
+from ctkd.export import to_onnx
+from ctkd.progress import Reporter
+from ctkd.session import feature_shape, plugin, sample_range
+from ctkd.train.loop import finalise
+
+
+def check_device(device: str) -> None:
+    try:
+        if torch.device(device).type not in ("cpu", "cuda"):
+            raise RuntimeError("accepted: cpu, cuda, cuda:N")
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise BadInput(f"train.device={device}: {str(error).splitlines()[0]}") from None
+
+
+def check_student(config: RunConfig, data: Data, reporter: Reporter) -> None:
+    """Everything that can be refused is refused here, before a folder is made."""
+    sample_range(data, config.certify)
+    size = len(getattr(data, config.certify.split))
+    if config.export.samples > size:
+        raise BadInput(f"export.samples={config.export.samples}: the {config.certify.split} split has {size} samples")
+    module = config.model.create().build(data.input_shape, data.classes)
+    graph = config.propagation.create().trace(module, data.input_shape)
+    if graph.classes != data.classes:
+        raise BadInput(
+            f"model {config.model.name!r} has {graph.classes} outputs, data set {data.name!r} {data.classes} classes"
+        )
+    if config.distill.create().needs_features and config.teacher.name != "none":
+        feature_shape(config, "student", graph.bind())
+    try:
+        to_onnx(finalise(module, data.input_shape))
+    except BadInput as problem:
+        for message in problem.messages:
+            reporter.warn(f"this student can be trained and certified, but not exported: {message}")
+
+
+def check(model: str, input_shape: str | tuple[int, ...], classes: int = 10) -> dict[str, Any]:
+    """Say whether a model can be bounded: what ``ctkd check`` does.
+
+    Args:
+        model: a registered name, or ``pkg.mod:factory``, a function without arguments.
+        input_shape: without the batch dimension; also as text, ``"1,28,28"``.
+        classes: for registered models.
+
+    Returns:
+        ``layers``: one entry per layer of the folded network: path, op, shape. ``export_problems``: why it cannot be
+        exported, empty if it can.
+
+    Raises:
+        BadInput: one line per layer that cannot be bounded.
+    """
+    if isinstance(input_shape, str):
+        try:
+            input_shape = tuple(int(part) for part in input_shape.replace("x", ",").split(","))
+        except ValueError:
+            raise BadInput(f"--input {input_shape}: write sizes such as 1,28,28") from None
+    if min(input_shape) < 1 or classes < 1:
+        raise BadInput(f"--input {input_shape}, --classes {classes}: sizes must be at least 1")
+    try:
+        module = _imported(model) if ":" in model else plugin("model", {"name": model}).build(input_shape, classes)
+        network = finalise(module, input_shape)
+    except (RuntimeError, MemoryError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise BadInput(f"{model} cannot be built for inputs of shape {input_shape}: {reason}") from None
+    layers = [
+        {"path": node.path, "op": type(node.op).__name__ if node.op else "Input", "shape": list(node.shape)}
+        for node in network.nodes
+    ]
+    try:
+        to_onnx(network)
+    except BadInput as problem:
+        return {"layers": layers, "export_problems": list(problem.messages)}
+    return {"layers": layers, "export_problems": []}
+
+
+def _imported(reference: str) -> torch.nn.Module:
+    """The module that ``pkg.mod:factory`` makes. Given on the command line, so it may run the user's code."""
+    name, _, path = reference.partition(":")
+    sys.path.insert(0, str(Path.cwd()))  # as `python -m` has it
+    try:
+        made = functools.reduce(getattr, path.split("."), importlib.import_module(name))()  # type: ignore[operator]
+    except (Exception, SystemExit) as error:  # the user's code: anything may come out of it
+        raise BadInput(f"{reference} cannot be used: {type(error).__name__}: {error}") from None
+    finally:
+        sys.path.pop(0)
+    if not isinstance(made, torch.nn.Module):
+        raise BadInput(f"{reference} must return a torch.nn.Module, found {type(made).__name__}")
+    return made
