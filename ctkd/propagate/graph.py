@@ -57,7 +57,9 @@ class BatchNorm:
 
     def moments(self, x: Tensor) -> Moments:
         dims = [d for d in range(x.dim()) if d != 1]
-        variance, mean = torch.var_mean(x, dims, correction=0)
+        # Two passes: as exact as torch.var_mean, which is several times slower on a CPU.
+        mean = x.mean(dims)
+        variance = (x - channels(mean, x.dim())).square().mean(dims)
         return Moments(mean, variance, x.numel() // x.shape[1])
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -28,14 +29,7 @@ def step(op: Op, values: list[Tensor], radii: list[Tensor], boxes: int) -> tuple
     if isinstance(op, Add):
         return op(*values), radii[0] + radii[1]
     assert isinstance(op, Activation)
-    value, radius = values[0], radii[0]
-    if not boxes:
-        return op(value), radius
-    points = value.shape[0] - boxes
-    centre = value[points:]
-    lower, upper = op.interval(centre - radius, centre + radius)
-    centre, radius = (lower + upper) / 2, (upper - lower) / 2
-    return (torch.cat([op(value[:points]), centre]) if points else centre), radius
+    return op.joint(values[0], radii[0], values[0].shape[0] - boxes) if boxes else (op(values[0]), radii[0])
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +41,7 @@ class Flow:
         value: (points + boxes, ...) at the last node visited: points first, then centres.
         radius: (boxes, ...) at the last node visited.
         features, feature_radius: the same at the network's features node, None where it has none.
-        pre_activation: for each activation node the (lower, upper) of its input over the boxes.
+        entering: for each activation node the value and the radius of its input.
         box: the input boxes, None when the pass began inside the network.
     """
 
@@ -57,8 +51,17 @@ class Flow:
     radius: Tensor
     features: Tensor | None
     feature_radius: Tensor | None
-    pre_activation: Bounds = field(repr=False)
+    entering: dict[int, tuple[Tensor, Tensor]] = field(repr=False)
     box: Box | None
+
+    @cached_property
+    def pre_activation(self) -> Bounds:
+        """For each activation node the (lower, upper) of its input over the boxes. Computed when first read."""
+        bounds = {}
+        for i, (value, radius) in self.entering.items():
+            centre = value[self.points :]
+            bounds[i] = (centre - radius, centre + radius)
+        return bounds
 
 
 def propagate(
@@ -91,7 +94,7 @@ def propagate(
     count = value.shape[0] - boxes
     values: dict[int, Tensor] = {start: value}
     radii: dict[int, Tensor] = {start: value.new_empty(0) if radius is None else radius}
-    pre_activation: Bounds = {}
+    entering: dict[int, tuple[Tensor, Tensor]] = {}
     kept = {stop, network.features_node}
     for i in range(start + 1, stop + 1):
         node = network.nodes[i]
@@ -100,13 +103,12 @@ def propagate(
         assert node.op is not None
         if boxes and isinstance(node.op, Activation):
             source = node.inputs[0]
-            centre, radius = values[source][count:], radii[source]
-            lower, upper = centre - radius, centre + radius
             if tighten is not None:
-                lower, upper = tighten(i, lower, upper)
+                centre, radius = values[source][count:], radii[source]
+                lower, upper = tighten(i, centre - radius, centre + radius)
                 values[source] = torch.cat([values[source][:count], (lower + upper) / 2])
                 radii[source] = (upper - lower) / 2
-            pre_activation[i] = (lower, upper)
+            entering[i] = (values[source], radii[source])
         values[i], radii[i] = step(
             node.op,
             [values[source] for source in node.inputs],
@@ -125,7 +127,7 @@ def propagate(
         radius=radii[stop],
         features=values.get(tap) if tap is not None else None,
         feature_radius=radii.get(tap) if tap is not None else None,
-        pre_activation=pre_activation,
+        entering=entering,
         box=box if isinstance(box, Box) else None,
     )
 

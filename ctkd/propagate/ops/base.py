@@ -92,6 +92,16 @@ class Activation(Op):
         """Bounds of the function over [lower, upper], elementwise. Sound up to floating-point rounding."""
         raise NotImplementedError
 
+    def joint(self, value: Tensor, radius: Tensor, points: int) -> tuple[Tensor, Tensor]:
+        """Points and boxes in one: the first ``points`` rows of ``value`` are points, the others centres.
+
+        Returns values and centres, and radii. An operator may override it with something faster of equal result.
+        """
+        centre = value[points:]
+        lower, upper = self.interval(centre - radius, centre + radius)
+        middle, half = (lower + upper) / 2, (upper - lower) / 2
+        return (torch.cat([self(value[:points]), middle]) if points else middle), half
+
     def relax(self, lower: Tensor, upper: Tensor) -> Relaxation:
         """Lines below and above the function over [lower, upper]. Sound up to floating-point rounding."""
         raise NotImplementedError

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ctkd.propagate.ops.base import Affine
+from ctkd.propagate.ops.layout import fast_layout
 
 Pair = tuple[int, int]
 
@@ -29,7 +30,7 @@ def _pull_back(
         - ((rows.shape[2 + i] - 1) * stride[i] - 2 * padding[i] + dilation[i] * (weight.shape[2 + i] - 1) + 1)
         for i in range(2)
     )
-    return F.conv_transpose2d(rows, weight, None, stride, padding, extra, groups, dilation)
+    return F.conv_transpose2d(fast_layout(rows), weight, None, stride, padding, extra, groups, dilation)
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +45,7 @@ class Conv(Affine):
     groups: int
 
     def _apply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+        return F.conv2d(fast_layout(x), weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         return self._apply(inputs[0], self.weight, self.bias)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ctkd.propagate.ops.base import Affine, Op
+from ctkd.propagate.ops.layout import reshape
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +39,7 @@ class Reshape(Affine):
     shape: tuple[int, ...]
 
     def __call__(self, *inputs: Tensor) -> Tensor:
-        return inputs[0].reshape(-1, *self.shape)
+        return reshape(inputs[0], self.shape)
 
     def radius(self, radius: Tensor) -> Tensor:
         return self(radius)
