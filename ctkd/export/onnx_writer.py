@@ -3,8 +3,9 @@
 """A bound network as ONNX, in the few forms that every verifier we tried reads, and reads rightly.
 
 One file, float32, opset 13, IR 8, a symbolic batch dimension, weights as initializers. Only Conv, Relu,
-Flatten, Reshape, Gemm and Add are written. For other forms (a constant that broadcasts, say) some verifiers
-silently compute another function, so an operator without an accepted form is refused.
+LeakyRelu, Sigmoid, Tanh, MaxPool, Flatten, Reshape, Gemm and Add are written. For other forms (a constant that
+broadcasts, say) some verifiers silently compute another function, so an operator without an accepted form is
+refused. Average pools, global ones too, are written as Conv: Marabou reads no other form of them.
 """
 
 from __future__ import annotations
@@ -20,7 +21,20 @@ from torch import Tensor
 
 from ctkd.errors import BadInput
 from ctkd.export.check import compare
-from ctkd.propagate.ops import Add, AvgPool, Conv, Linear, Op, Relu, Reshape, Scale
+from ctkd.propagate.ops import (
+    Add,
+    AvgPool,
+    Conv,
+    LeakyRelu,
+    Linear,
+    MaxPool,
+    Op,
+    Relu,
+    Reshape,
+    Scale,
+    Sigmoid,
+    Tanh,
+)
 from ctkd.storage import write_bytes
 
 if TYPE_CHECKING:
@@ -108,8 +122,24 @@ def _linear(op: Linear, layer: Layer) -> None:
     layer.gemm(op.weight, op.bias)
 
 
-def _relu(op: Relu, layer: Layer) -> None:
-    layer.node("Relu", layer.inputs)
+def _activation(op: Relu | Sigmoid | Tanh, layer: Layer) -> None:
+    layer.node(type(op).__name__, layer.inputs)
+
+
+def _leaky_relu(op: LeakyRelu, layer: Layer) -> None:
+    """The slope is an attribute of float32, and a scalar of float32 in the network."""
+    layer.node("LeakyRelu", layer.inputs, alpha=op.negative_slope.item())
+
+
+def _max_pool(op: MaxPool, layer: Layer) -> None:
+    if op.padding != (0, 0):
+        raise Refused(f"MaxPool with padding={op.padding}, which Marabou misreads; accepted: padding=0")
+    if op.stride != op.kernel:
+        raise Refused(
+            f"MaxPool with kernel {op.kernel} and stride {op.stride}; accepted: a stride equal to the kernel, "
+            "because auto_LiRPA relaxes no other"
+        )
+    layer.node("MaxPool", layer.inputs, kernel_shape=list(op.kernel), pads=[0, 0, 0, 0], strides=list(op.stride))
 
 
 def _add(op: Add, layer: Layer) -> None:
@@ -165,10 +195,14 @@ WRITERS: dict[type[Op], Callable[[Any, Layer], None]] = {
     Add: _add,
     AvgPool: _avg_pool,
     Conv: _conv,
+    LeakyRelu: _leaky_relu,
     Linear: _linear,
-    Relu: _relu,
+    MaxPool: _max_pool,
+    Relu: _activation,
     Reshape: _reshape,
     Scale: _scale,
+    Sigmoid: _activation,
+    Tanh: _activation,
 }
 
 

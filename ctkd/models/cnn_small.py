@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ctkd.errors import BadInput
+from ctkd.models.options import ActivationName, check_images
 from ctkd.options import Count, Options
 
 if TYPE_CHECKING:
@@ -21,7 +21,9 @@ class CNNSmallOptions(Options):
     hidden: Count = 100
     """Neurons of the fully connected layer: the features of distillation."""
     batch_norm: bool = True
-    """Batch norm before each ReLU."""
+    """Batch norm before each activation."""
+    activation: ActivationName = "relu"
+    """After each hidden layer."""
 
 
 class CNNSmall:
@@ -35,24 +37,16 @@ class CNNSmall:
     def build(self, input_shape: tuple[int, ...], classes: int) -> nn.Module:
         from torch import nn
 
-        if len(input_shape) != 3 or min(input_shape[1:]) < 4:
-            raise BadInput(f"model cnn-small needs images of at least 4x4 pixels, found inputs of shape {input_shape}")
-        options = self.options
+        from ctkd.models.blocks import followed
+
+        check_images("cnn-small", input_shape, 4)
+        options, style = self.options, (self.options.batch_norm, self.options.activation)
         channels, (height, width) = options.channels, (size // 2 // 2 for size in input_shape[1:])
 
-        def norm(layer: type[nn.Module], size: int) -> list[nn.Module]:
-            return [layer(size)] if options.batch_norm else []
-
         return nn.Sequential(
-            nn.Conv2d(input_shape[0], channels, 4, stride=2, padding=1),
-            *norm(nn.BatchNorm2d, channels),
-            nn.ReLU(),
-            nn.Conv2d(channels, 2 * channels, 4, stride=2, padding=1),
-            *norm(nn.BatchNorm2d, 2 * channels),
-            nn.ReLU(),
+            *followed(nn.Conv2d(input_shape[0], channels, 4, stride=2, padding=1), *style),
+            *followed(nn.Conv2d(channels, 2 * channels, 4, stride=2, padding=1), *style),
             nn.Flatten(),
-            nn.Linear(2 * channels * height * width, options.hidden),
-            *norm(nn.BatchNorm1d, options.hidden),
-            nn.ReLU(),
+            *followed(nn.Linear(2 * channels * height * width, options.hidden), *style),
             nn.Linear(options.hidden, classes),
         )

@@ -7,6 +7,7 @@ from __future__ import annotations
 from math import prod
 from typing import TYPE_CHECKING
 
+from ctkd.models.options import ActivationName
 from ctkd.options import Count, Options
 
 if TYPE_CHECKING:
@@ -14,12 +15,14 @@ if TYPE_CHECKING:
 
 
 class MLPOptions(Options):
-    """Hidden layers, each followed by ReLU."""
+    """Hidden layers."""
 
     widths: tuple[Count, ...] = (100, 100)
     """Neurons of each hidden layer."""
     batch_norm: bool = True
-    """Batch norm before each ReLU."""
+    """Batch norm before each activation."""
+    activation: ActivationName = "relu"
+    """After each hidden layer."""
 
 
 class MLP:
@@ -33,12 +36,11 @@ class MLP:
     def build(self, input_shape: tuple[int, ...], classes: int) -> nn.Module:
         from torch import nn
 
+        from ctkd.models.blocks import followed
+
         layers: list[nn.Module] = [nn.Flatten()]
         width = prod(input_shape)
         for size in self.options.widths:
-            layers.append(nn.Linear(width, size))
-            if self.options.batch_norm:
-                layers.append(nn.BatchNorm1d(size))
-            layers.append(nn.ReLU())
+            layers += followed(nn.Linear(width, size), self.options.batch_norm, self.options.activation)
             width = size
         return nn.Sequential(*layers, nn.Linear(width, classes))

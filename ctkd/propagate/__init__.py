@@ -3,13 +3,15 @@
 """Bound propagation: traced graphs, intervals, backward linear relaxation."""
 
 from ctkd.propagate.graph import CleanPass, Graph, Moments, Statistics
-from ctkd.propagate.interval import Bounds, Flow, interval_margins, margins_of, propagate
+from ctkd.propagate.interval import Bounds, Flow, interval_lower, interval_margins, margins_of, propagate
 from ctkd.propagate.layers import SUPPORTED
 from ctkd.propagate.linear import (
+    at_classes,
     crown_pre_activation,
     lower_bounds,
     margin_specification,
     relax,
+    relaxed_lower,
     relaxed_margins,
     specified_bounds,
 )
@@ -26,13 +28,16 @@ __all__ = [
     "Network",
     "Node",
     "Statistics",
+    "at_classes",
     "crown_pre_activation",
+    "interval_lower",
     "interval_margins",
     "lower_bounds",
     "margin_specification",
     "margins_of",
     "propagate",
     "relax",
+    "relaxed_lower",
     "relaxed_margins",
     "specified_bounds",
     "trace",

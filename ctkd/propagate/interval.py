@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ctkd.boxes import Box, centre_radius
 from ctkd.propagate.network import Network
-from ctkd.propagate.ops import Activation, Add, Affine, Op
+from ctkd.propagate.ops import Add, Affine, Nonlinear, Op
 
 Bounds = dict[int, tuple[Tensor, Tensor]]
 """Lower and upper bounds of nodes' outputs, by node index."""
@@ -28,7 +28,7 @@ def step(op: Op, values: list[Tensor], radii: list[Tensor], boxes: int) -> tuple
         return op(values[0]), op.radius(radii[0]) if boxes else radii[0]
     if isinstance(op, Add):
         return op(*values), radii[0] + radii[1]
-    assert isinstance(op, Activation)
+    assert isinstance(op, Nonlinear)
     return op.joint(values[0], radii[0], values[0].shape[0] - boxes) if boxes else (op(values[0]), radii[0])
 
 
@@ -41,7 +41,7 @@ class Flow:
         value: (points + boxes, ...) at the last node visited: points first, then centres.
         radius: (boxes, ...) at the last node visited.
         features, feature_radius: the same at the network's features node, None where it has none.
-        entering: for each activation node the value and the radius of its input.
+        entering: for each nonlinear node the value and the radius of its input.
         box: the input boxes, None when the pass began inside the network.
     """
 
@@ -56,7 +56,10 @@ class Flow:
 
     @cached_property
     def pre_activation(self) -> Bounds:
-        """For each activation node the (lower, upper) of its input over the boxes. Computed when first read."""
+        """For each nonlinear node the (lower, upper) of its input over the boxes. Computed when first read.
+
+        What a relaxation needs. Those of elementwise activations alone are at ``network.activations``.
+        """
         bounds = {}
         for i, (value, radius) in self.entering.items():
             centre = value[self.points :]
@@ -80,7 +83,7 @@ def propagate(
         box: boxes at ``start``, as a Box or as (centre, radius), each (boxes, *shape); or None.
         start, stop: nodes to begin after and to end at (default: input and logits). Every path to ``stop``
             must lead through ``start``.
-        tighten: called with an activation node and the (lower, upper) of its input; returns tighter ones.
+        tighten: called with a nonlinear node and the (lower, upper) of its input; returns tighter ones.
 
     Returns:
         A Flow. Its box bounds are sound up to floating-point rounding (see docs/soundness.md), and
@@ -101,7 +104,7 @@ def propagate(
         if not node.inputs or any(source not in values for source in node.inputs):
             continue  # lies beside the piece asked for
         assert node.op is not None
-        if boxes and isinstance(node.op, Activation):
+        if boxes and isinstance(node.op, Nonlinear):
             source = node.inputs[0]
             if tighten is not None:
                 centre, radius = values[source][count:], radii[source]
@@ -150,3 +153,24 @@ def interval_margins(network: Network, flow: Flow, labels: Tensor) -> Tensor:
     weight = network.head.weight
     spread = (weight[labels].unsqueeze(1) - weight).abs() @ flow.feature_radius.unsqueeze(2)
     return centre - spread.squeeze(2)
+
+
+def interval_lower(network: Network, flow: Flow, rows: Tensor, boxes: slice = slice(None)) -> Tensor:
+    """Lower bounds of linear functionals of the logits over some of the flow's boxes.
+
+    Args:
+        rows: (boxes, specs, classes), the functionals of each box.
+        boxes: which boxes of the flow.
+
+    Returns:
+        (boxes, specs), sound up to rounding; the rows are merged into the last affine layer.
+    """
+    if network.head is None:
+        centre, radius, constant = flow.value[flow.points :][boxes], flow.radius[boxes], None
+    else:
+        assert flow.features is not None
+        assert flow.feature_radius is not None
+        centre, radius = flow.features[flow.points :][boxes], flow.feature_radius[boxes]
+        rows, constant = rows @ network.head.weight, rows @ network.head.bias
+    value = rows @ centre.unsqueeze(2) - rows.abs() @ radius.unsqueeze(2)
+    return value.squeeze(2) if constant is None else value.squeeze(2) + constant

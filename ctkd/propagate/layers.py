@@ -55,30 +55,69 @@ def images(x: Tensor) -> None:
         raise Unsupported(f"acts on images (channels, height, width), found {tuple(x.shape[1:])}")
 
 
-def _avg_pool(module: nn.AvgPool2d, x: Tensor) -> Make:
-    images(x)
-    return average(
-        module.kernel_size,
-        module.stride,
-        module.padding,
-        module.ceil_mode,
-        module.count_include_pad,
-        module.divisor_override,
-    )
+def _plain(op: Callable[[], ops.Op]) -> Callable[..., Make]:
+    """The rule of an operator without settings; ``inplace`` is no setting (see ``trace._verify``)."""
+
+    def rule(x: Tensor, inplace: bool = False) -> Make:
+        return op
+
+    return rule
 
 
-def average(
-    kernel: Any,
+# The arguments of the following have the names and the order of the functions in torch.nn.functional.
+
+
+def _leaky_relu(x: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Make:
+    if not (isinstance(negative_slope, int | float) and 0 <= negative_slope < 1):
+        raise Unsupported(
+            f"LeakyReLU with negative_slope={negative_slope}; accepted: a number of at least 0, less than 1"
+        )
+    slope = x.new_tensor(negative_slope)
+    return lambda: ops.LeakyRelu(slope)
+
+
+def _avg_pool(
+    x: Tensor,
+    kernel_size: Any,
     stride: Any = None,
     padding: Any = 0,
-    ceil: bool = False,
-    include: bool = True,
-    divisor: Any = None,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: Any = None,
 ) -> Make:
-    sizes = _pair(kernel), _pair(kernel if stride is None else stride), _pair(padding)
-    if ceil or divisor is not None or (not include and sizes[2] != (0, 0)):
+    images(x)
+    sizes = _pair(kernel_size), _pair(kernel_size if stride is None else stride), _pair(padding)
+    if ceil_mode or divisor_override is not None or (not count_include_pad and sizes[2] != (0, 0)):
         raise Unsupported("AvgPool2d with ceil_mode, divisor_override or count_include_pad=False")
     return lambda: ops.AvgPool(*sizes)
+
+
+def _adaptive_avg_pool(x: Tensor, output_size: Any) -> Make:
+    """Windows of equal size, so an ordinary average pool."""
+    images(x)
+    sizes = tuple(x.shape[2:])
+    wanted = (output_size, output_size) if output_size is None or isinstance(output_size, int) else output_size
+    wanted = tuple(size if want is None else want for size, want in zip(sizes, wanted, strict=True))
+    if any(want < 1 or size % want for size, want in zip(sizes, wanted, strict=True)):
+        raise Unsupported(f"AdaptiveAvgPool2d from {sizes} to {wanted}; only sizes that divide evenly")
+    kernel = (sizes[0] // wanted[0], sizes[1] // wanted[1])
+    return lambda: ops.AvgPool(kernel, kernel, (0, 0))
+
+
+def _max_pool(
+    x: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Make:
+    images(x)
+    if _pair(dilation) != (1, 1) or ceil_mode or return_indices:
+        raise Unsupported("MaxPool2d with dilation, ceil_mode or return_indices")
+    sizes = _pair(kernel_size), _pair(kernel_size if stride is None else stride), _pair(padding)
+    return lambda: ops.MaxPool(*sizes)
 
 
 def _dropout(module: nn.Module, x: Tensor) -> Make:
@@ -89,15 +128,33 @@ def _dropout(module: nn.Module, x: Tensor) -> Make:
 MODULES: dict[type[nn.Module], Callable[[Any, Tensor], Make] | None] = {
     nn.Linear: _linear,
     nn.Conv2d: _conv,
-    nn.AvgPool2d: _avg_pool,
-    nn.ReLU: lambda module, x: ops.Relu,
+    nn.AvgPool2d: lambda m, x: _avg_pool(
+        x, m.kernel_size, m.stride, m.padding, m.ceil_mode, m.count_include_pad, m.divisor_override
+    ),
+    nn.AdaptiveAvgPool2d: lambda m, x: _adaptive_avg_pool(x, m.output_size),
+    nn.MaxPool2d: lambda m, x: _max_pool(
+        x, m.kernel_size, m.stride, m.padding, m.dilation, m.ceil_mode, m.return_indices
+    ),
+    nn.ReLU: lambda m, x: ops.Relu,
+    nn.LeakyReLU: lambda m, x: _leaky_relu(x, m.negative_slope),
+    nn.Sigmoid: lambda m, x: ops.Sigmoid,
+    nn.Tanh: lambda m, x: ops.Tanh,
     nn.Identity: None,
     nn.Dropout: _dropout,
     nn.Dropout2d: _dropout,
 }
+# One row per supported function, or name of a method: its rule takes the value and the call's other arguments.
+FUNCTIONS: dict[Any, Callable[..., Make]] = {
+    **dict.fromkeys((torch.relu, F.relu, "relu"), _plain(ops.Relu)),
+    **dict.fromkeys((torch.sigmoid, F.sigmoid, "sigmoid"), _plain(ops.Sigmoid)),
+    **dict.fromkeys((torch.tanh, F.tanh, "tanh"), _plain(ops.Tanh)),
+    F.leaky_relu: _leaky_relu,
+    F.avg_pool2d: _avg_pool,
+    F.adaptive_avg_pool2d: _adaptive_avg_pool,
+    **dict.fromkeys((torch.max_pool2d, F.max_pool2d), _max_pool),
+}
 NORMS: tuple[type[nn.Module], ...] = (nn.BatchNorm1d, nn.BatchNorm2d)
 RESHAPES: tuple[Any, ...] = (torch.flatten, torch.reshape, "flatten", "reshape", "view")
-RELUS: tuple[Any, ...] = (torch.relu, F.relu, "relu")
 ADDS: tuple[Any, ...] = (operator.add, torch.add, "add")
 SUBS: tuple[Any, ...] = (operator.sub, torch.sub, "sub")
 MULS: tuple[Any, ...] = (operator.mul, torch.mul, "mul")
@@ -105,6 +162,6 @@ DIVS: tuple[Any, ...] = (operator.truediv, torch.div, "div")
 PURE: tuple[Any, ...] = ("size", "dim", getattr, operator.getitem, "contiguous")
 
 SUPPORTED = (
-    "Linear, Conv2d, BatchNorm1d, BatchNorm2d, ReLU, AvgPool2d, Flatten, reshape, view, Identity, "
-    "sums of two branches, and + - * / with constants"
+    "Linear, Conv2d, BatchNorm1d, BatchNorm2d, ReLU, LeakyReLU, Sigmoid, Tanh, AvgPool2d, AdaptiveAvgPool2d, "
+    "MaxPool2d, Flatten, reshape, view, Identity, sums of two branches, and + - * / with constants"
 )

@@ -12,18 +12,18 @@ from torch import Tensor
 from ctkd.boxes import Box, centre_radius
 from ctkd.propagate.interval import Bounds, propagate
 from ctkd.propagate.network import Network
-from ctkd.propagate.ops import Activation, Add, Affine, Relaxation, Reshape, Scale
+from ctkd.propagate.ops import Activation, Add, Affine, Nonlinear, Relaxation, Reshape, Scale
 
 ELEMENTS = 2**25
 """How many coefficients one backward pass may hold at its widest layer; more rows are done in chunks."""
 
 
 def relax(network: Network, pre_activation: Bounds) -> dict[int, Relaxation]:
-    """The linear relaxation of every activation whose input bounds are known."""
+    """The linear relaxation of every nonlinear node whose input bounds are known."""
     relaxations = {}
     for i, (lower, upper) in pre_activation.items():
         op = network.nodes[i].op
-        assert isinstance(op, Activation)
+        assert isinstance(op, Nonlinear)
         relaxations[i] = op.relax(lower, upper)
     return relaxations
 
@@ -37,7 +37,7 @@ def lower_bounds(
         node: the node whose output the rows act on.
         rows: (rows, *shape of the node), the functionals.
         sample: (rows,), which sample's box and relaxation each row is about.
-        relaxations: of all activations before ``node``, from sound bounds of their inputs.
+        relaxations: of all nonlinear nodes before ``node``, from sound bounds of their inputs.
 
     Returns:
         (rows,) lower bounds; sound up to floating-point rounding, differentiable. A lower bound of the
@@ -72,7 +72,7 @@ def _one_pass(
         gained: Tensor | None = None
         if isinstance(entry.op, Affine):
             current, gained = entry.op.backward(current, network.nodes[entry.inputs[0]].shape)
-        elif isinstance(entry.op, Activation):
+        elif isinstance(entry.op, Nonlinear):
             current, gained = relaxations[i].backward(current, sample)
         else:
             assert isinstance(entry.op, Add)
@@ -102,21 +102,30 @@ def margin_specification(labels: Tensor, classes: int, dtype: torch.dtype) -> tu
     return eye[labels].unsqueeze(1) - eye[others], others
 
 
-def relaxed_margins(network: Network, pre_activation: Bounds, box: Box, labels: Tensor) -> Tensor:
-    """Lower bounds of the margins by one backward pass from the logits, (batch, classes), 0 at the label.
+def relaxed_lower(network: Network, pre_activation: Bounds, box: Box, rows: Tensor) -> Tensor:
+    """Lower bounds of functionals of the logits by one backward pass, (batch, specs, classes) -> (batch, specs).
 
     With interval bounds as ``pre_activation`` this is CROWN-IBP; with those of ``crown_pre_activation``, CROWN.
     """
+    return specified_bounds(network, network.output, rows, relax(network, pre_activation), box)
+
+
+def relaxed_margins(network: Network, pre_activation: Bounds, box: Box, labels: Tensor) -> Tensor:
+    """Lower bounds of the margins by one backward pass from the logits, (batch, classes), 0 at the label."""
     specification, others = margin_specification(labels, network.classes, box.lower.dtype)
-    bounds = specified_bounds(network, network.output, specification, relax(network, pre_activation), box)
-    return bounds.new_zeros(labels.shape[0], network.classes).scatter(1, others, bounds)
+    return at_classes(relaxed_lower(network, pre_activation, box, specification), others)
+
+
+def at_classes(bounds: Tensor, others: Tensor) -> Tensor:
+    """(batch, classes - 1) bounds of ``margin_specification``'s rows as (batch, classes) margins, 0 at the label."""
+    return bounds.new_zeros(bounds.shape[0], bounds.shape[1] + 1).scatter(1, others, bounds)
 
 
 def crown_pre_activation(network: Network, box: Box) -> Bounds:
-    """Bounds of all activations' inputs by CROWN, each layer from the relaxations of the layers before it.
+    """Bounds of all nonlinear nodes' inputs by CROWN, each layer from the relaxations of the layers before it.
 
-    Only neurons that are unstable under interval arithmetic are bounded again, and the result is the
-    intersection of both, so it is never looser than intervals.
+    Only neurons that are unstable under interval arithmetic (see ``Nonlinear.unstable``) are bounded again, and
+    the result is the intersection of both, so it is never looser than intervals.
     """
     known: Bounds = {}
     relaxations: dict[int, Relaxation] = {}
@@ -125,7 +134,7 @@ def crown_pre_activation(network: Network, box: Box) -> Bounds:
     def tighten(i: int, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
         entry = network.nodes[i]
         op, source = entry.op, entry.inputs[0]
-        assert isinstance(op, Activation)
+        assert isinstance(op, Nonlinear)
         if source not in exact:
             lower, upper = _tighten(network, source, op.unstable(lower, upper), lower, upper, relaxations, box)
         known[i] = (lower, upper)

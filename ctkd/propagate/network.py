@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ctkd.propagate.ops import Activation, Linear, Op
+from ctkd.propagate.ops import Activation, Linear, Nonlinear, Op
 
 FORMAT = "ctkd-network-1"
 
@@ -66,7 +66,13 @@ class Network:
 
     @cached_property
     def activations(self) -> tuple[int, ...]:
+        """Elementwise activations: what has neurons that are active or not. Pooling is not among them."""
         return tuple(i for i, node in enumerate(self.nodes) if isinstance(node.op, Activation))
+
+    @cached_property
+    def nonlinear(self) -> tuple[int, ...]:
+        """All nodes that need bounds of their input and a relaxation: activations and max pooling."""
+        return tuple(i for i, node in enumerate(self.nodes) if isinstance(node.op, Nonlinear))
 
     @cached_property
     def last_use(self) -> dict[int, int]:

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ctkd.errors import BadInput
@@ -21,18 +20,16 @@ from ctkd.propagate.graph import BatchNorm, Graph, TracedNode
 from ctkd.propagate.layers import (
     ADDS,
     DIVS,
+    FUNCTIONS,
     MODULES,
     MULS,
     NORMS,
     PURE,
-    RELUS,
     RESHAPES,
     SUBS,
     SUPPORTED,
     Make,
     Unsupported,
-    average,
-    images,
 )
 
 BATCH = 3
@@ -159,6 +156,9 @@ class _Builder:
 
     def call(self, path: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A function or method call; ``target`` is the function, or the method's name."""
+        if not args and "input" in kwargs:
+            kwargs = dict(kwargs)
+            args = (kwargs.pop("input"),)
         refs = [a for a in (*args, *kwargs.values()) if isinstance(a, Ref)]
         apply = target if callable(target) else lambda x, *rest, **named: getattr(x, target)(*rest, **named)
         if not refs:
@@ -174,16 +174,15 @@ class _Builder:
             return result
         if target in RESHAPES:
             return self.reshape(path, args[0], apply(*plain, **kwargs))
-        if target in RELUS:
-            return self.add(args[0].example.relu(), (args[0],), path, ops.Relu)
+        if target in FUNCTIONS:
+            if not isinstance(args[0], Ref) or len(refs) > 1:
+                raise Unsupported(f"{_name(target)} of more than one value that depends on the input")
+            make = FUNCTIONS[target](*plain, **kwargs)
+            return self.add(make()(args[0].example), (args[0],), path, make)
         if target is operator.neg or target in ("neg", torch.neg):
             return self.scale(path, args[0], -1.0, 0.0)
         if target in ADDS + SUBS + MULS + DIVS and len(args) == 2 and not kwargs:
             return self.arithmetic(path, target, *args)
-        if target is F.avg_pool2d:
-            images(args[0].example)
-            make = average(*_read(args[1:]), **kwargs)
-            return self.add(make()(args[0].example), (args[0],), path, make)
         raise Unsupported(f"{_name(target)} is not supported")
 
 

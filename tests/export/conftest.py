@@ -104,6 +104,17 @@ def _pooled() -> nn.Module:
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(3, 10))
 
 
+def _max_pooled() -> nn.Module:
+    """Windows that leave a pixel over, and one that covers what is left."""
+    layers = [nn.Conv2d(1, 3, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3), nn.Conv2d(3, 4, 1), nn.LeakyReLU(0.1)]
+    return nn.Sequential(*layers, nn.MaxPool2d((2, 1)), nn.Flatten(), nn.Linear(8, 10))
+
+
+def _curved() -> nn.Module:
+    layers = [nn.Conv2d(1, 3, 3, 2), nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 6), nn.Sigmoid()]
+    return nn.Sequential(*layers, nn.Linear(6, 5), nn.LeakyReLU(), nn.Linear(5, 10))
+
+
 ZOO: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "mlp": (_mlp, IMAGE),
     "flat-norm": (_flat_norm, (64,)),
@@ -112,6 +123,8 @@ ZOO: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "normalised": (_normalised, IMAGE),
     "colour": (_colour, (3, 6, 6)),
     "pooled": (_pooled, IMAGE),
+    "max-pooled": (_max_pooled, IMAGE),
+    "curved": (_curved, IMAGE),
     "unflattened": (Unflattened, (64,)),
 }
 

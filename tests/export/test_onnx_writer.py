@@ -18,7 +18,7 @@ from ctkd.boxes import perturbation_box
 from ctkd.errors import BadInput, RunFailed
 from ctkd.export import compare, runner, to_onnx, write_onnx
 from ctkd.propagate import Network, Node, trace
-from ctkd.propagate.ops import Linear, Op, Relu, Reshape, Scale
+from ctkd.propagate.ops import LeakyRelu, Linear, MaxPool, Op, Relu, Reshape, Scale
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,6 +29,10 @@ ATTRIBUTES = {
     "Flatten": {"axis"},
     "Reshape": set(),
     "Relu": set(),
+    "LeakyRelu": {"alpha"},
+    "Sigmoid": set(),
+    "Tanh": set(),
+    "MaxPool": {"kernel_shape", "pads", "strides"},
     "Add": set(),
 }
 
@@ -63,6 +67,9 @@ def test_profile(network: Network) -> None:
         if node.op_type == "Gemm":
             assert attributes == {"alpha": 1.0, "beta": 1.0, "transB": 1}
             assert [w.ndim for w in own] == [2, 1]
+        if node.op_type == "MaxPool":
+            assert attributes["pads"] == [0, 0, 0, 0]
+            assert attributes["strides"] == attributes["kernel_shape"]
         if node.op_type == "Reshape":
             assert own[0][0] == -1
         assert all(w.dtype == (np.int64 if node.op_type == "Reshape" else np.float32) for w in own)
@@ -86,8 +93,17 @@ def test_weights_are_the_networks_own(network: Network) -> None:
     """No folding, no rounding: the exported network is the certified one."""
     written = {numpy_helper.to_array(w).tobytes() for w in to_onnx(network).graph.initializer}
     for node in network.nodes:
-        if node.op is not None and not isinstance(node.op, Scale):
+        if node.op is not None and not isinstance(node.op, Scale | LeakyRelu):
             assert all(tensor.numpy().tobytes() in written for _, tensor in node.op.tensors())
+
+
+def test_slopes_are_the_networks_own() -> None:
+    """0.1 is no float32: module in float64, stored network and file must end with the same slope."""
+    module = nn.Sequential(nn.Linear(4, 4), nn.LeakyReLU(0.1), nn.Linear(4, 2)).double()
+    network = trace(module, (4,)).bind().detach().to(torch.float32)
+    (slope,) = (node.op.negative_slope for node in network.nodes if isinstance(node.op, LeakyRelu))
+    (alpha,) = (node.attribute[0].f for node in to_onnx(network).graph.node if node.op_type == "LeakyRelu")
+    assert alpha == slope.item() == torch.tensor(0.1, dtype=torch.float32).item() != 0.1
 
 
 def test_write_reads_back_whole(tmp_path: Path, network: Network) -> None:
@@ -188,7 +204,7 @@ HEAD = (Linear(torch.ones(2, 4), torch.zeros(2)), (2,))
     [
         (
             chain((Doubled(), (4,)), HEAD),
-            r"layer 'layer0' .* Doubled; accepted: Add, AvgPool, Conv, Linear, Relu,",
+            r"layer 'layer0' .* Doubled; accepted: Add, AvgPool, Conv, LeakyRelu, Linear, MaxPool, Relu,",
         ),
         (
             chain((Reshape((2, 2)), (2, 2)), (Reshape((4,)), (4,)), HEAD),
@@ -203,6 +219,14 @@ HEAD = (Linear(torch.ones(2, 4), torch.zeros(2)), (2,))
         (
             chain((Linear(torch.ones(2, 4), torch.tensor([0.0, torch.inf])), (2,))),
             r"'layer0' .* its bias holds values that are not finite",
+        ),
+        (
+            chain((MaxPool((2, 2), (2, 2), (1, 1)), (1, 2, 2)), (Reshape((4,)), (4,)), HEAD, shape=(1, 2, 2)),
+            r"'layer0' .* MaxPool with padding=\(1, 1\), which Marabou misreads; accepted: padding=0",
+        ),
+        (
+            chain((MaxPool((2, 2), (1, 1), (0, 0)), (1, 2, 2)), (Reshape((4,)), (4,)), HEAD, shape=(1, 3, 3)),
+            r"'layer0' .* MaxPool with kernel \(2, 2\) and stride \(1, 1\); accepted: a stride equal to the kernel",
         ),
         (
             chain((Scale(torch.full((1, 1), 2.0), torch.zeros(1, 1)), (4097,)), (Relu(), (4097,)), shape=(4097,)),

@@ -23,7 +23,7 @@ from ctkd.propagate import Graph, Network, margins_of, trace
 Pick = Callable[[Sequence[Any]], Any]
 
 CLASSES = 3
-KINDS = ("mlp", "conv", "residual")
+KINDS = ("mlp", "conv", "residual", "curved", "pooled")
 
 
 def quick(max_examples: int) -> Any:
@@ -38,6 +38,17 @@ FLATTEN: dict[str, Callable[[Tensor], Tensor]] = {
     "reshape": lambda x: torch.reshape(x, (x.shape[0], -1)),
     "contiguous": lambda x: x.contiguous().view(-1, x.shape[1:].numel()),
     "twice": lambda x: x.reshape(x.size()[0], x.size(1), -1).flatten(1),
+}
+
+
+# Beside ReLU. Slopes and forms differ on purpose.
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "leaky": lambda: nn.LeakyReLU(0.3),
+    "leaky function": lambda: Apply(lambda x: F.leaky_relu(x, 0.05)),
+    "sigmoid": nn.Sigmoid,
+    "sigmoid method": lambda: Apply(lambda x: x.sigmoid()),
+    "tanh": nn.Tanh,
+    "tanh function": lambda: Apply(torch.tanh),
 }
 
 
@@ -150,6 +161,40 @@ def residual(pick: Pick) -> tuple[nn.Module, tuple[int, ...]]:
     return _with_tail(pick, [*layers, nn.Flatten()], shape), shape
 
 
+def curved(pick: Pick) -> tuple[nn.Module, tuple[int, ...]]:
+    """Fully connected, with activations other than ReLU, some within a branch."""
+    shape, names = (4,), tuple(ACTIVATIONS)
+    layers, width = _normalisation(pick, shape), 4
+    for _ in range(pick((1, 2))):
+        layers += [nn.Linear(width, 6), *([nn.BatchNorm1d(6)] if pick((True, False)) else [])]
+        layers += [ACTIVATIONS[pick(names)]()]
+        if pick((True, False)):
+            branch = nn.Sequential(nn.Linear(6, 6), ACTIVATIONS[pick(names)]())
+            layers += [Residual(branch, nn.Identity(), torch.add)]
+        width = 6
+    return nn.Sequential(*layers, *_tail(pick, width)), shape
+
+
+def pooled(pick: Pick) -> tuple[nn.Module, tuple[int, ...]]:
+    """Max pooling of the input, of features or of an activation's result; average pooling of what is left."""
+    shape = (2, 6, 5)
+    pools: dict[str, Callable[[], nn.Module]] = {
+        "plain": lambda: nn.MaxPool2d(2),
+        "overlapping": lambda: Apply(lambda x: F.max_pool2d(x, 3, stride=1)),
+        "padded": lambda: nn.MaxPool2d((2, 3), stride=(2, 1), padding=(1, 1)),
+        "gaps": lambda: Apply(lambda x: torch.max_pool2d(x, 2, 3)),
+    }
+    names = tuple(pools)
+    layers = _normalisation(pick, shape)
+    layers += [pools[pick(names)]()] if pick((True, False, False)) else []
+    layers += [nn.Conv2d(2, 3, 2, padding=1)]
+    pair = [pick((nn.ReLU, *ACTIVATIONS.values()))(), pools[pick(names)]()]
+    layers += pair if pick((True, False)) else pair[::-1]
+    layers += [nn.Conv2d(3, 3, 1, bias=False), nn.BatchNorm2d(3), nn.MaxPool2d(2, 1, 1)] if pick((True, False)) else []
+    layers += [nn.AdaptiveAvgPool2d(1)] if pick((True, False)) else []
+    return _with_tail(pick, [*layers, nn.Flatten()], shape), shape
+
+
 def _with_tail(pick: Pick, layers: list[nn.Module], shape: tuple[int, ...]) -> nn.Module:
     body = nn.Sequential(*layers)
     with torch.no_grad():
@@ -170,6 +215,15 @@ def randomise(module: nn.Module) -> nn.Module:
             elif isinstance(layer, nn.Linear | nn.Conv2d):
                 layer.weight.mul_(1.5)
     return module
+
+
+GENERATORS: dict[str, Callable[[Pick], tuple[nn.Module, tuple[int, ...]]]] = {
+    "mlp": mlp,
+    "conv": conv,
+    "residual": residual,
+    "curved": curved,
+    "pooled": pooled,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,7 +258,7 @@ def make(kind: str, seed: int, pick: Pick | None = None, batch: int = 2) -> Case
     state = torch.get_rng_state()
     torch.manual_seed(seed)
     try:
-        module, shape = {"mlp": mlp, "conv": conv, "residual": residual}[kind](pick)
+        module, shape = GENERATORS[kind](pick)
         module = randomise(module).double().eval()
         x = torch.rand(batch, *shape, dtype=torch.float64)
         x = torch.where(torch.rand_like(x) < 0.2, x.round(), x)  # some pixels at the border of the pixel range
@@ -227,7 +281,7 @@ def cases(draw: st.DrawFn, kinds: Sequence[str] = KINDS) -> Case:
 def points(case: Case, seed: int = 0, steps: tuple[float, ...] = (2.0, 0.5, 0.25)) -> Tensor:
     """Points of the boxes, (points, batch, *input_shape): random ones, corners, and results of attacks.
 
-    The attacks descend on every margin, and climb and descend on some pre-activations of every activation.
+    The attacks descend on every margin, and climb and descend on some inputs of every activation and pool.
     """
     generator = torch.Generator().manual_seed(seed)
     low, high = case.box.lower, case.box.upper
@@ -236,7 +290,7 @@ def points(case: Case, seed: int = 0, steps: tuple[float, ...] = (2.0, 0.5, 0.25
     found = [case.box.clamp(low + share * (high - low))]
 
     network, batch = case.network, low.shape[0]
-    sources = [network.nodes[i].inputs[0] for i in network.activations]
+    sources = [network.nodes[i].inputs[0] for i in network.nonlinear]
     chosen = [torch.randint(prod(network.nodes[s].shape), (3,), generator=generator) for s in sources]
 
     def goals(x: Tensor, labels: Tensor) -> Tensor:

@@ -39,11 +39,16 @@ def objective(case: Case, method: str, statistics: str) -> Callable[[], Tensor]:
 
 
 # Seeds whose networks hold the layers that matter here: batch norm behind linear and convolutional layers,
-# pooling, branches. Chosen once; the assertion on dead parameters below keeps them meaningful.
+# pooling, branches, other activations. Chosen once; the assertion on dead parameters below keeps them meaningful.
+# No pool of overlapping pools: its inputs tie exactly, rounding picks one, and its relaxation jumps.
 @pytest.mark.parametrize("statistics", ["running", "batch"])
 @pytest.mark.parametrize("method", ["interval", "crown-ibp", "crown"])
 @pytest.mark.parametrize(
-    ("kind", "seed"), [("mlp", 2), ("mlp", 9), ("conv", 3), ("conv", 12), ("residual", 1), ("residual", 6)]
+    ("kind", "seed"),
+    [
+        *(("mlp", 2), ("mlp", 9), ("conv", 3), ("conv", 12), ("residual", 1), ("residual", 6)),
+        *(("curved", 2), ("curved", 5), ("curved", 8), ("pooled", 4), ("pooled", 7), ("pooled", 11)),
+    ],
 )
 def test_gradients_are_finite_differences(kind: str, seed: int, method: str, statistics: str) -> None:
     case = make(kind, seed, batch=5)
@@ -101,6 +106,21 @@ def test_gradients_stay_finite_where_nothing_is_unstable(method: str) -> None:
             if name.endswith("bias"):
                 parameter.zero_()
     case = Case(case.module, torch.zeros_like(case.x), case.labels, 0.0)
+    objective(case, method, "running")().backward()
+    assert all(torch.isfinite(p.grad).all() for p in case.module.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("method", ["interval", "crown-ibp"])
+@pytest.mark.parametrize("eps", [0.0, 1e-9, 1e6])
+@pytest.mark.parametrize("seed", [2, 5, 8])
+def test_gradients_stay_finite_where_activations_are_flat(seed: int, eps: float, method: str) -> None:
+    """Boxes of almost no width, and bounds so far out that sigmoid and tanh do not move."""
+    case = make("curved", seed)
+    with torch.no_grad():
+        for layer in case.module.modules():
+            if isinstance(layer, torch.nn.Linear) and eps > 1:
+                layer.weight.mul_(eps)
+    case = Case(case.module, case.x, case.labels, min(eps, 0.5))
     objective(case, method, "running")().backward()
     assert all(torch.isfinite(p.grad).all() for p in case.module.parameters() if p.grad is not None)
 

@@ -24,7 +24,7 @@ from ctkd.propagate import (
     specified_bounds,
     trace,
 )
-from ctkd.propagate.ops import Relu
+from ctkd.propagate.ops import Activation, LeakyRelu, Lines, MaxPool, Relu, Sigmoid, Tanh
 
 from . import dense
 from .nets import Case, at_least, cases, close, make, quick
@@ -49,10 +49,10 @@ def test_against_the_slow_reference(case: Case) -> None:
     }
     for b, label in enumerate(case.labels.tolist()):
         known = dense.intervals(network, box.lower[b], box.upper[b])
-        before = {i: known[network.nodes[i].inputs[0]] for i in network.activations}
+        before = {i: known[network.nodes[i].inputs[0]] for i in network.nonlinear}
         slow = {"interval": before, "crown": dense.crown(network, box.lower[b], box.upper[b], intersect=True)}
         for name, (bounds, relaxed) in fast.items():
-            for i in network.activations:
+            for i in network.nonlinear:
                 close(torch.stack(flat(bounds[i], b)), torch.stack(slow[name][i]))
             close(relaxed[b], dense.margins(network, slow[name], (box.lower[b], box.upper[b]), label))
         close(
@@ -142,6 +142,115 @@ def test_relu_relaxation() -> None:
         x = lower + share * (upper - lower)
         at_least(x.relu(), relaxation.lower_slope * x, 1e-6)
         at_least(relaxation.upper_slope * x + relaxation.upper_shift, x.relu(), 1e-6)
+
+
+def at(lines: Lines, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The values of both lines."""
+    shifts = [torch.zeros_like(x) if shift is None else shift for shift in (lines.lower_shift, lines.upper_shift)]
+    return lines.lower_slope * x + shifts[0], lines.upper_slope * x + shifts[1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("scale", [0.0, 1e-9, 1e-4, 0.1, 1.0, 5.0, 50.0, 1e4, 1e8])
+@pytest.mark.parametrize("op", [LeakyRelu(torch.tensor(0.25)), Sigmoid(), Tanh()], ids=lambda op: type(op).__name__)
+def test_lines_enclose_the_function(op: Activation, scale: float, dtype: torch.dtype) -> None:
+    """Boxes of every width, around zero and on either side of it; the allowance is rounding."""
+    generator = torch.Generator().manual_seed(0)
+    centre = torch.randn(3000, generator=generator, dtype=dtype) * torch.tensor([scale, 1.0, 10.0]).repeat(1000)
+    lower = centre - torch.rand(3000, generator=generator, dtype=dtype) * scale
+    upper = centre + torch.rand(3000, generator=generator, dtype=dtype) * scale
+    lines = op.relax(lower, upper)
+    allowance = 16 * torch.finfo(dtype).eps * (1 + (scale if isinstance(op, LeakyRelu) else 0))
+    for share in torch.linspace(0, 1, 41, dtype=dtype):
+        x = torch.minimum(lower + share * (upper - lower), upper)
+        below, above = at(lines, x)
+        assert (below - op(x)).max() <= allowance
+        assert (op(x) - above).max() <= allowance
+
+
+def test_leaky_relu_relaxation() -> None:
+    lower = torch.tensor([-2.0, -1.0, -1.0, 0.0, 1.0, -3.0, 0.0])
+    upper = torch.tensor([1.0, 2.0, 1.0, 2.0, 3.0, -1.0, 0.0])
+    lines = LeakyRelu(torch.tensor(0.25)).relax(lower, upper)
+    assert lines.lower_slope.tolist() == [0.25, 1, 0.25, 1, 1, 0.25, 1]
+    torch.testing.assert_close(lines.upper_slope, torch.tensor([1 / 2, 3 / 4, 5 / 8, 1, 1, 0.25, 1]))
+    torch.testing.assert_close(lines.upper_shift, torch.tensor([1 / 2, 1 / 2, 3 / 8, 0, 0, 0, 0]))
+
+
+def test_a_leaky_relu_of_slope_zero_is_a_relu() -> None:
+    lower = torch.randn(50, generator=torch.Generator().manual_seed(0))
+    upper = lower + torch.rand(50, generator=torch.Generator().manual_seed(1))
+    leaky, relu = (op.relax(lower, upper) for op in (LeakyRelu(torch.tensor(0.0)), Relu()))
+    for name in ("lower_slope", "upper_slope", "upper_shift"):
+        assert torch.equal(getattr(leaky, name), getattr(relu, name))
+
+
+@pytest.mark.parametrize("op", [Sigmoid(), Tanh()], ids=lambda op: type(op).__name__)
+def test_s_shaped_relaxation(op: Activation) -> None:
+    """One box of each kind: convex, concave, a tangent through the lower end, the chord, a tangent in the middle."""
+    lower = torch.tensor([-3.0, 1.0, -4.0, -2.0, -0.1], dtype=torch.float64)
+    upper = torch.tensor([-1.0, 3.0, 2.0, 0.2, 3.0], dtype=torch.float64)
+    middle, lines = (lower + upper) / 2, op.relax(lower, upper)
+    _, low = at(lines, lower)
+    _, high = at(lines, upper)
+    _, inside = at(lines, middle)
+    touches_low, touches_high, touches_middle = (
+        [bool((value - op(x)).abs() < 1e-9) for value, x in zip(values, points, strict=True)]
+        for values, points in ((low, lower), (high, upper), (inside, middle))
+    )
+    assert touches_low == [True, False, True, True, False]
+    assert touches_high == [True, False, False, True, False]
+    assert touches_middle == [False, True, False, False, True]
+
+
+def test_max_pool_relaxation() -> None:
+    """Two windows that share an input. The first is certain, the second is not."""
+    lower = torch.tensor([0.0, 3.0, 2.5]).reshape(1, 1, 1, 3)
+    upper = torch.tensor([2.0, 4.0, 5.0]).reshape(1, 1, 1, 3)
+    op = MaxPool((1, 2), (1, 1), (0, 0))
+    assert [bound.flatten().tolist() for bound in op.interval(lower, upper)] == [[3, 3], [4, 5]]
+    assert op.unstable(lower, upper).flatten().tolist() == [False, True, True]
+    relaxation, sample = op.relax(lower, upper), torch.zeros(3, dtype=torch.long)
+    rows = torch.tensor([[2.0, 1.0], [-2.0, 0.0], [0.0, -1.0]]).reshape(3, 1, 1, 2)
+    pulled, constant = relaxation.backward(rows, sample)
+    assert pulled.flatten(1).tolist() == [[0, 3, 0], [0, -2, 0], [0, 0, 0]]
+    assert constant is not None
+    assert constant.tolist() == [0, 0, -5]
+
+
+def test_pooled_values_are_not_independent() -> None:
+    """Both windows pass the middle pixel, so their difference is zero: CROWN sees it, though intervals cannot."""
+    module = nn.Sequential(nn.MaxPool2d((1, 2), 1), nn.Flatten(), nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)).double()
+    with torch.no_grad():
+        module[2].weight.copy_(torch.tensor([[1.0, -1.0], [-1.0, 1.0]]))
+        module[2].bias.zero_()
+    network = trace(module, (1, 1, 3)).bind().detach()
+    image = torch.tensor([0.2, 0.8, 0.2], dtype=torch.float64).reshape(1, 1, 1, 3)
+    box, last = Box(image - 0.1, image + 0.1), network.activations[-1]
+    interval = torch.tensor([[-0.2, -0.2], [0.2, 0.2]], dtype=torch.float64)
+    close(torch.cat(propagate(network, None, box).pre_activation[last]), interval)
+    close(torch.cat(crown_pre_activation(network, box)[last]), torch.zeros(2, 2, dtype=torch.float64))
+
+
+def test_padding_is_never_the_largest() -> None:
+    lower, upper = torch.full((1, 1, 2, 2), -3.0), torch.full((1, 1, 2, 2), -2.0)
+    op = MaxPool((2, 2), (2, 2), (1, 1))
+    assert op(lower).flatten().tolist() == [-3.0] * 4
+    pulled, constant = op.relax(lower, upper).backward(torch.full((1, 1, 2, 2), -1.0), torch.zeros(1, dtype=torch.long))
+    assert pulled.flatten().tolist() == [-1.0] * 4  # each window holds one pixel, which is its largest for certain
+    assert constant is not None
+    assert constant.tolist() == [0]
+
+
+@pytest.mark.parametrize("op", [LeakyRelu(torch.tensor(0.25)), Sigmoid(), Tanh(), MaxPool((2, 2), (2, 2), (0, 0))])
+@pytest.mark.parametrize("bounds", [(torch.nan, torch.nan), (-torch.inf, torch.inf), (torch.nan, 1.0)])
+def test_bounds_that_are_no_numbers_prove_nothing(op: Activation, bounds: tuple[float, float]) -> None:
+    lower, upper = (torch.full((1, 1, 2, 2), bound) for bound in bounds)
+    sample = torch.zeros(1, dtype=torch.long)
+    rows = -torch.ones(1, *op(lower).shape[1:])
+    pulled, constant = op.relax(lower, upper).backward(rows, sample)
+    value = constant + (pulled * upper).sum() - (pulled * (upper - lower)).abs().sum()
+    assert not (torch.isfinite(value) and value > -4), value
 
 
 def test_crown_by_hand() -> None:

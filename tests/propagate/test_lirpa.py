@@ -79,6 +79,27 @@ def residual() -> tuple[nn.Module, tuple[int, ...]]:
     return nn.Sequential(*blocks, nn.Flatten(), nn.Linear(12, 4)), (2, 4, 4)
 
 
+def leaky() -> tuple[nn.Module, tuple[int, ...]]:
+    layers = [nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4), nn.LeakyReLU(0.1), nn.Flatten(), nn.Linear(64, 6)]
+    return nn.Sequential(*layers, nn.LeakyReLU(0.3), nn.Linear(6, 4)), (2, 4, 4)
+
+
+def curved() -> tuple[nn.Module, tuple[int, ...]]:
+    layers = [nn.Linear(5, 8), nn.Sigmoid(), nn.Linear(8, 7), nn.Tanh(), nn.Linear(7, 6), nn.Sigmoid()]
+    return nn.Sequential(*layers, nn.Linear(6, 4)), (5,)
+
+
+def max_pooled() -> tuple[nn.Module, tuple[int, ...]]:
+    """Windows that do not overlap: others are not relaxed there."""
+    layers = [nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 3, 2, padding=1), nn.MaxPool2d(3)]
+    return nn.Sequential(*layers, nn.ReLU(), nn.Flatten(), nn.Linear(3, 4)), (2, 5, 5)
+
+
+def averaged() -> tuple[nn.Module, tuple[int, ...]]:
+    layers = [nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4)]
+    return nn.Sequential(*layers), (2, 4, 4)
+
+
 NETS: dict[str, Callable[[], tuple[nn.Module, tuple[int, ...]]]] = {
     "mlp": mlp,
     "mlp with batch norm": mlp_norm,
@@ -86,11 +107,16 @@ NETS: dict[str, Callable[[], tuple[nn.Module, tuple[int, ...]]]] = {
     "cnn with batch norm": cnn_norm,
     "residual": residual,
 }
+# auto_LiRPA's relaxation of max pooling is ours; its CROWN chooses other inputs of a pool to bound again.
+POOLED = {"max pooling": max_pooled, "global average pooling": averaged}
+# Intervals alone: its lines are others. For a leaky ReLU it takes slope 1 where the chord is steeper than 1/2; for
+# sigmoid and tanh its tangents touch elsewhere.
+OTHER_LINES = {"leaky": leaky, "sigmoid and tanh": curved}
 
 
 def build(name: str, seed: int, eps: float) -> Case:
     torch.manual_seed(seed)
-    module, shape = NETS[name]()
+    module, shape = (NETS | POOLED | OTHER_LINES)[name]()
     x = torch.rand(3, *shape, dtype=torch.float64)
     labels = torch.tensor([random.Random(seed + i).randrange(4) for i in range(3)])
     return Case(randomise(module).double().eval(), x, labels, eps)
@@ -107,12 +133,16 @@ def reference(case: Case, *methods: str, margins: bool = True) -> list[tuple[Ten
         bounded.eval()
         ball = lirpa.PerturbationLpNorm(norm=np.inf, x_L=case.box.lower, x_U=case.box.upper)
         x = lirpa.BoundedTensor(case.x, ball)
-        with torch.no_grad():
-            return [bounded.compute_bounds(x=(x,), C=specification, method=method) for method in methods]
+        torch.set_default_dtype(torch.float64)  # its relaxation of max pooling makes tensors of the default type
+        try:
+            with torch.no_grad():
+                return [bounded.compute_bounds(x=(x,), C=specification, method=method) for method in methods]
+        finally:
+            torch.set_default_dtype(torch.float32)
 
 
 @pytest.mark.parametrize("eps", [0.01, 0.05, 0.2])
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", [*NETS, *POOLED])
 def test_intervals_and_crown_ibp_are_equal(name: str, eps: float) -> None:
     for seed in range(3):
         case = build(name, seed, eps)
@@ -126,7 +156,20 @@ def test_intervals_and_crown_ibp_are_equal(name: str, eps: float) -> None:
 
 
 @pytest.mark.parametrize("eps", [0.01, 0.05, 0.2])
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", OTHER_LINES)
+def test_intervals_are_equal(name: str, eps: float) -> None:
+    for seed in range(3):
+        case = build(name, seed, eps)
+        ((interval, _),) = reference(case, "IBP")
+        flow = propagate(case.network, None, case.box)
+        close(interval_margins(case.network, flow, case.labels), interval)
+        ((lower, upper),) = reference(case, "IBP", margins=False)
+        close(flow.value - flow.radius, lower)
+        close(flow.value + flow.radius, upper)
+
+
+@pytest.mark.parametrize("eps", [0.01, 0.05, 0.2])
+@pytest.mark.parametrize("name", [*NETS, "global average pooling"])
 def test_crown(name: str, eps: float) -> None:
     """auto_LiRPA does not intersect CROWN's bounds of unstable neurons with intervals, ctkd does.
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ctkd.errors import BadInput
-from ctkd.propagate import Network, Node, interval_margins, propagate
+from ctkd.propagate import Network, Node, interval_margins, propagate, trace
 from ctkd.propagate.ops import Reshape, Scale
 from ctkd.storage import read_tensors, write_tensors
 
@@ -39,6 +39,13 @@ def test_round_trip(tmp_path: Path, kind: str, dtype: torch.dtype) -> None:
         assert torch.equal(flow.radius, again.radius)
         margins = [interval_margins(n, f, case.labels) for n, f in ((network, flow), (loaded, again))]
         assert torch.equal(*margins)
+
+
+def test_pooling_is_nonlinear_but_no_activation() -> None:
+    module = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Tanh(), nn.MaxPool2d(2), nn.ReLU(), nn.AvgPool2d(1), nn.Flatten())
+    network = trace(module, (1, 2, 2)).bind()
+    assert [type(network.nodes[i].op).__name__ for i in network.nonlinear] == ["Tanh", "MaxPool", "Relu"]
+    assert [type(network.nodes[i].op).__name__ for i in network.activations] == ["Tanh", "Relu"]
 
 
 def test_a_network_with_gradients_can_be_saved(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from .nets import Case, at_least, cases, close, margins_at, points, quick, value
 
 
 def check_pre_activation(case: Case, bounds: Bounds, x: torch.Tensor) -> None:
-    assert set(bounds) == set(case.network.activations)
+    assert set(bounds) == set(case.network.nonlinear)
     sources = [case.network.nodes[i].inputs[0] for i in bounds]
     for value, (lower, upper) in zip(values_at(case, x, *sources), bounds.values(), strict=True):
         at_least(value, lower.expand_as(value))

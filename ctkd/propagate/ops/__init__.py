@@ -2,11 +2,14 @@
 # SPDX-License-Identifier: MIT
 """Operators of a bound network, one family a file."""
 
-from ctkd.propagate.ops.base import Activation, Affine, Op, Relaxation
+from ctkd.propagate.ops.base import Activation, Affine, Lines, Nonlinear, Op, Relaxation
 from ctkd.propagate.ops.conv import AvgPool, Conv
 from ctkd.propagate.ops.elementwise import Add, Reshape, Scale
+from ctkd.propagate.ops.leaky_relu import LeakyRelu
 from ctkd.propagate.ops.linear import Linear
+from ctkd.propagate.ops.max_pool import MaxPool, Selection
 from ctkd.propagate.ops.relu import Relu
+from ctkd.propagate.ops.s_shaped import Sigmoid, Tanh
 
 __all__ = [
     "Activation",
@@ -14,10 +17,17 @@ __all__ = [
     "Affine",
     "AvgPool",
     "Conv",
+    "LeakyRelu",
     "Linear",
+    "Lines",
+    "MaxPool",
+    "Nonlinear",
     "Op",
     "Relaxation",
     "Relu",
     "Reshape",
     "Scale",
+    "Selection",
+    "Sigmoid",
+    "Tanh",
 ]

@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: MIT
 """What every operator of a bound network can do.
 
-A network is a directed acyclic graph of two kinds of operator: affine ones, which map a box's centre and
-radius separately, and activations, which act elementwise. Adding an operator family means adding one file
-beside this one and its row in ``ctkd.propagate.trace``.
+A network is a directed acyclic graph of affine operators, which map a box's centre and radius separately,
+sums of branches, and nonlinear operators, most of them elementwise activations. Adding an operator family
+means adding one file beside this one and its row in ``ctkd.propagate.layers``.
 """
 
 from __future__ import annotations
@@ -85,11 +85,14 @@ class Affine(Op):
 
 
 @dataclass(frozen=True, eq=False)
-class Activation(Op):
-    """An elementwise function with an interval image and a linear relaxation."""
+class Nonlinear(Op):
+    """A function of one input with an interval image and a linear relaxation.
+
+    ``lower`` and ``upper`` below bound its input, (batch, *in_shape).
+    """
 
     def interval(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-        """Bounds of the function over [lower, upper], elementwise. Sound up to floating-point rounding."""
+        """Bounds of the function over the box, (batch, *out_shape). Sound up to floating-point rounding."""
         raise NotImplementedError
 
     def joint(self, value: Tensor, radius: Tensor, points: int) -> tuple[Tensor, Tensor]:
@@ -103,16 +106,37 @@ class Activation(Op):
         return (torch.cat([self(value[:points]), middle]) if points else middle), half
 
     def relax(self, lower: Tensor, upper: Tensor) -> Relaxation:
-        """Lines below and above the function over [lower, upper]. Sound up to floating-point rounding."""
+        """Affine functions below and above the function over the box. Sound up to floating-point rounding."""
         raise NotImplementedError
 
     def unstable(self, lower: Tensor, upper: Tensor) -> Tensor:
-        """Where tighter bounds could tighten the relaxation (boolean, same shape)."""
+        """Which inputs' bounds could, if tighter, tighten the relaxation (boolean, the shape of ``lower``)."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True, eq=False)
+class Activation(Nonlinear):
+    """An elementwise function that never decreases, so that the image of a box is a box, exactly."""
+
+    def interval(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        return self(lower), self(upper)
+
+
 class Relaxation:
+    """Affine functions below and above a nonlinear one, for a batch of boxes."""
+
+    def backward(self, rows: Tensor, sample: Tensor) -> tuple[Tensor, Tensor | None]:
+        """A lower bound of ``rows . f(x)`` as rows on x and a constant per row, (rows,) or None.
+
+        Args:
+            rows: (rows, *out_shape). A positive coefficient takes the function below, a negative one that above.
+            sample: (rows,), to which sample of the batch each row belongs.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, eq=False)
+class Lines(Relaxation):
     """``lower_slope x + lower_shift <= f(x) <= upper_slope x + upper_shift``; a shift of None is zero."""
 
     lower_slope: Tensor
@@ -121,11 +145,6 @@ class Relaxation:
     upper_shift: Tensor | None
 
     def backward(self, rows: Tensor, sample: Tensor) -> tuple[Tensor, Tensor | None]:
-        """A lower bound of ``rows . f(x)`` as rows on x and a constant per row.
-
-        ``sample`` (rows,) says to which sample of the batch each row belongs. A positive coefficient takes
-        the line below, a negative one the line above.
-        """
         positive, negative = rows.clamp(min=0), rows.clamp(max=0)
         result = positive * self.lower_slope[sample] + negative * self.upper_slope[sample]
         constant: Tensor | None = None

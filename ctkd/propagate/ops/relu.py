@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ctkd.propagate.ops.base import Activation, Relaxation
+from ctkd.propagate.ops.base import Activation, Lines
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,14 +24,11 @@ class Relu(Activation):
     def __call__(self, *inputs: Tensor) -> Tensor:
         return inputs[0].relu()
 
-    def interval(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-        return lower.relu(), upper.relu()
-
     def joint(self, value: Tensor, radius: Tensor, points: int) -> tuple[Tensor, Tensor]:
         value, radius = _Joint.apply(value, radius, points)  # type: ignore[no-untyped-call]
         return value, radius
 
-    def relax(self, lower: Tensor, upper: Tensor) -> Relaxation:
+    def relax(self, lower: Tensor, upper: Tensor) -> Lines:
         active = lower >= 0
         unstable = self.unstable(lower, upper)  # also where a bound is NaN, which then reaches the result
         # The denominator is replaced where it is not used, so that no gradient becomes 0 * inf.
@@ -39,7 +36,7 @@ class Relu(Activation):
         chord = torch.where(unstable, upper / width, active.to(upper.dtype))
         shift = torch.where(unstable, -chord * lower, torch.zeros_like(upper))
         below = torch.where(unstable, upper > -lower, active).to(upper.dtype)
-        return Relaxation(below, chord, None, shift)
+        return Lines(below, chord, None, shift)
 
     def unstable(self, lower: Tensor, upper: Tensor) -> Tensor:
         return ~((lower >= 0) | (upper <= 0))
