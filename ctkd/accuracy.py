@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ def is_correct(margins: Tensor, labels: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def natural_accuracy(network: Network, split: Split, batch: int = 1000) -> float:
+def natural_accuracy(network: Callable[[Tensor], Tensor], split: Split, batch: int = 1000) -> float:
     """Fraction of the split that is correct without perturbation."""
     correct = 0
     for start in range(0, len(split), batch):
@@ -38,7 +39,7 @@ def natural_accuracy(network: Network, split: Split, batch: int = 1000) -> float
 
 
 def attacked_margins(
-    network: Network, x: Tensor, labels: Tensor, eps: float, attack: Attack, seed: int, place: int
+    network: Callable[[Tensor], Tensor], x: Tensor, labels: Tensor, eps: float, attack: Attack, seed: int, place: int
 ) -> Tensor:
     """(batch,): the smallest margin at the clean point and at the attack's point, replayed inside the box."""
     box = perturbation_box(x, eps)
@@ -49,7 +50,7 @@ def attacked_margins(
 
 
 def adversarial_accuracy(
-    network: Network,
+    network: Callable[[Tensor], Tensor],
     split: Split,
     eps: float,
     attack: Attack,
@@ -70,7 +71,7 @@ def adversarial_accuracy(
 
 
 @torch.no_grad()
-def interval_report(network: Network, split: Split, eps: float, batch: int = 1000) -> dict[str, object]:
+def interval_report(network: Network, split: Split, eps: float, batch: int = 1000) -> dict[str, Any]:
     """Natural and interval-certified accuracy at ``eps``, and the state of each activation.
 
     ``layers`` has, per activation, the shares of dead, active and unstable neurons and the mean width of its input.
@@ -82,7 +83,8 @@ def interval_report(network: Network, split: Split, eps: float, batch: int = 100
         flow = propagate(network, x, perturbation_box(x, eps))
         natural += int(is_correct(margins_of(flow.value[: flow.points], labels), labels).sum())
         certified += int(is_correct(interval_margins(network, flow, labels), labels).sum())
-        for i, (lower, upper) in flow.pre_activation.items():
+        for i in network.activations:
+            lower, upper = flow.pre_activation[i]
             dead, active = (upper <= 0).double().mean(), (lower >= 0).double().mean()
             row = torch.stack([dead, active, 1 - dead - active, (upper - lower).double().mean()]) * len(labels)
             path = network.nodes[i].path

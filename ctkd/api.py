@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from ctkd.propagate import Bounds, CleanPass, Flow, Graph, Network
+    from ctkd.propagate.ops import Nonlinear
+    from ctkd.teaching import Teacher
     from ctkd.train.options import TrainOptions
 
 Kind = Literal["point", "box", "mixed"]
@@ -33,7 +35,9 @@ class Enclosure:
         margins: (batch, classes), a lower estimate of ``logit[label] - logit[j]`` over the set, exact for a
             point; 0 at j = label. None for methods that only bound the loss.
         logits: (batch, classes), for points only.
-        loss: (batch,), an upper bound of the cross entropy where a method has no margins.
+        loss: (batch,), a method's own robust loss on the set, where it is not the cross entropy of the margins.
+        lower: (batch, specs, classes) -> (batch, specs): lower estimates, over the set, of the linear functionals
+            of the logits that the rows are; the margins are those of the rows ``e_label - e_j``. Exact for a point.
         statistics: which batch-norm statistics it was computed with.
         kind: ``mixed`` once enclosures were combined: then it holds for no set, it is an estimate.
     """
@@ -45,6 +49,7 @@ class Enclosure:
     margins: Tensor | None
     logits: Tensor | None = None
     loss: Tensor | None = None
+    lower: Callable[[Tensor], Tensor] | None = None
     statistics: Literal["batch", "running"] = "batch"
 
     def mix(self, other: Enclosure, weight: float) -> Enclosure:
@@ -55,18 +60,46 @@ class Enclosure:
                 return b if weight else a
             return None if a is None or b is None else (1 - weight) * a + weight * b
 
+        def lower(rows: Tensor) -> Tensor:
+            assert self.lower is not None
+            assert other.lower is not None
+            blended = blend(None if weight == 1 else self.lower(rows), None if weight == 0 else other.lower(rows))
+            assert blended is not None
+            return blended
+
         return Enclosure(
             inputs=other.inputs,
             kind="mixed",
             centre=blend(self.centre, other.centre),
             radius=blend(self.radius, other.radius),
             margins=blend(self.margins, other.margins),
+            lower=lower if self.lower is not None and other.lower is not None else None,
             statistics=other.statistics,
         )
 
-    def with_margins(self, margins: Tensor) -> Enclosure:
-        """The same set with other lower estimates of the margins."""
-        return replace(self, margins=margins)
+    def with_margins(self, margins: Tensor, lower: Callable[[Tensor], Tensor] | None = None) -> Enclosure:
+        """The same set with other lower estimates of the margins, and of other functionals if ``lower`` is given."""
+        return replace(self, margins=margins, lower=lower or self.lower)
+
+    def estimated(self, loss: Tensor) -> Enclosure:
+        """The same features with a robust loss of a method's own, (batch,): an estimate, so it holds for no set."""
+        return replace(self, kind="mixed", loss=loss, margins=None)
+
+    def robust_loss(self) -> Tensor:
+        """(batch,): the enclosure's own loss where it has one, else ``cross_entropy(margins)``."""
+        if self.loss is not None:
+            return self.loss
+        assert self.margins is not None
+        return cross_entropy(self.margins)
+
+
+def cross_entropy(margins: Tensor) -> Tensor:
+    """``log(1 + sum over j != label of exp(-margin_j))``, (batch, classes) -> (batch,).
+
+    The margin at the label is 0 and supplies the 1. For a point this is the cross entropy; for lower bounds of
+    the margins it bounds the cross entropy over the whole set from above.
+    """
+    return (-margins).logsumexp(1)
 
 
 @dataclass(frozen=True)
@@ -113,12 +146,17 @@ class Needs:
     """What a bound method asks core to compute in one step.
 
     Attributes:
-        points: any of ``clean``, ``adversarial``.
+        points: any of ``clean``, ``adversarial``; they are evaluated and become enclosures.
+        searched: points that boxes are built from, without being evaluated themselves.
         boxes: name -> function that builds the box; all of them go through the network in one joint pass.
+        tighten: called with each nonlinear operator and the (lower, upper) of its input over the boxes,
+            (boxes, *shape); what it returns is propagated in their place. Bounds are then as sound as what it returns.
     """
 
     points: frozenset[str] = frozenset()
+    searched: frozenset[str] = frozenset()
     boxes: Mapping[str, Callable[[BoxContext], Box]] = field(default_factory=dict)
+    tighten: Callable[[Nonlinear, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
 
 
 class Step(Protocol):
@@ -127,8 +165,11 @@ class Step(Protocol):
     schedule: Schedule
     labels: Tensor
     network: Network
-    flow: Flow
-    """The joint pass, with pre-activation bounds; ``flow.network`` can be propagated again from any node."""
+    """The student with this step's statistics folded; it can be propagated again from any node."""
+    flow: Flow | None
+    """The joint pass; None where nothing went through it."""
+    generator: torch.Generator
+    """For a method's own randomness; differs from step to step, and repeats when a run is resumed."""
 
     def __getitem__(self, name: str) -> Enclosure:
         """A point or box that was asked for."""
@@ -136,6 +177,18 @@ class Step(Protocol):
 
     def relaxed(self, name: str) -> Enclosure:
         """A box with CROWN-IBP margins (one backward pass on the interval bounds of the joint pass)."""
+        ...
+
+    def relaxed_lower(self, name: str, rows: Tensor) -> Tensor:
+        """Lower bounds by the same backward pass for any functionals of the logits: (batch, specs, classes) rows."""
+        ...
+
+    def bounds(self, name: str) -> Bounds:
+        """For each nonlinear node the (lower, upper) of its input over one box."""
+        ...
+
+    def record(self, name: str, value: Tensor) -> Tensor:
+        """Log a term under a name of its own; returns it."""
         ...
 
     def loss(self, enclosure: Enclosure) -> Tensor:
@@ -150,10 +203,16 @@ class BoundMethod(Protocol):
     """How the student's worst case is estimated.
 
     ``evaluates`` names the kinds of enclosure on which ``combine`` calls ``step.loss``: an objective that reads
-    none of them is refused before training. ``estimate`` is True where the training bound is not sound.
+    none of them is refused before training. ``sound`` says whether the training loss, without an objective, bounds the
+    loss over the full box from above; where it is False it is an estimate.
+
+    Two attributes are optional. ``attack``: options of the attack that the method brings as defaults, such as
+    ``{"objective": "kl-student"}``. ``check(network)``: called before training with the student as a bound network;
+    raises BadInput where the method cannot work with it.
     """
 
     evaluates: frozenset[Kind]
+    sound: bool
 
     def needs(self, schedule: Schedule) -> Needs: ...
 
@@ -170,30 +229,67 @@ class TeacherOutputs:
     features: Tensor | None
 
 
+@dataclass(frozen=True, eq=False)
+class Lesson:
+    """What an objective may use beside the enclosure.
+
+    Attributes:
+        robust: (batch,), the enclosure's robust loss.
+        labels: (batch,).
+        schedule: where training stands.
+        teachers: for each teacher its outputs by input: ``lesson.teachers[0]["clean"]``.
+        points: the student at the points that the objective asked for.
+        record: logs a term, ``record(name, value)``, and returns it.
+    """
+
+    robust: Tensor
+    labels: Tensor
+    schedule: Schedule
+    teachers: tuple[Mapping[str, TeacherOutputs], ...]
+    points: Mapping[str, Enclosure]
+    record: Callable[[str, Tensor], Tensor]
+
+    @property
+    def teacher(self) -> Mapping[str, TeacherOutputs]:
+        """The outputs of the first teacher, by input."""
+        return self.teachers[0]
+
+
 class Objective(Protocol):
-    """A loss on an enclosure and the teacher's outputs.
+    """A loss on an enclosure and the teachers' outputs.
 
     Attributes:
         reads: kinds of enclosure it is applied to.
-        mode: ``added`` to the robust loss there, or ``replaces`` it.
-        teacher_inputs: where the teacher is evaluated: any of ``clean``, ``adversarial``.
+        teachers: how many teachers it needs; 0 for none.
+        teacher_inputs: where teachers are evaluated: any of ``clean``, ``adversarial``.
+        student_points: where it needs the student beside the enclosure: any of ``clean``, ``adversarial``.
         needs_features: True if the teacher's features are read.
+
+    Three attributes are optional. ``attack``: options of the attack that the objective brings as defaults, such as
+    ``{"objective": "kl-teacher"}``. ``prepare(widths, generator)``: called before training with the numbers of
+    features ``(student, first teacher)``, None where there are none, and a generator; raises BadInput where they do
+    not fit, and returns trainable tensors of the objective's own, which core optimises and keeps in checkpoints.
+    ``state_dict()`` and ``load_state_dict(values)``: state that the objective carries from step to step, as JSON
+    values, kept in checkpoints.
     """
 
     reads: frozenset[Kind]
-    mode: Literal["added", "replaces"]
+    teachers: int
     teacher_inputs: frozenset[str]
+    student_points: frozenset[str]
     needs_features: bool
 
-    def loss(
-        self, enclosure: Enclosure, teacher: Mapping[str, TeacherOutputs], robust: Tensor, schedule: Schedule
-    ) -> Tensor:
-        """(batch,); ``robust`` is the robust loss of the same enclosure, for objectives that replace it."""
+    def loss(self, enclosure: Enclosure, lesson: Lesson) -> Tensor:
+        """(batch,): the loss that takes the place of ``lesson.robust``; an added term is ``lesson.robust + term``."""
         ...
 
 
 class Attack(Protocol):
-    """Searches a box for inputs with small margins. Core clamps the result to the box and replays it."""
+    """Searches a box for inputs with small margins. Core clamps the result to the box and replays it.
+
+    ``reference`` (optional attribute) names whose prediction at the clean input the attack moves away from:
+    ``student``, ``teacher`` or None.
+    """
 
     def perturb(
         self,
@@ -202,8 +298,13 @@ class Attack(Protocol):
         labels: Tensor,
         box: Box,
         generator: torch.Generator,
+        reference: Tensor | None = None,
     ) -> Tensor:
-        """(batch, *input_shape) inside the box; all randomness from ``generator``."""
+        """(batch, *input_shape) inside the box; all randomness from ``generator``.
+
+        ``reference``: logits (batch, classes) at the clean input of the network that the attribute names; only
+        then it is passed.
+        """
         ...
 
 
@@ -264,16 +365,26 @@ class TeacherContext(Protocol):
         """A model of that name with its default options; the student's architecture for None."""
         ...
 
-    def fit(self, train: TrainOptions, attack: Mapping[str, Any], bound: str) -> Network:
-        """Train a fresh model of the student's architecture with a bound method; cached by all that determines it."""
+    def fit(
+        self,
+        train: TrainOptions,
+        attack: Mapping[str, Any],
+        bound: Mapping[str, Any],
+        model: str | None = None,
+    ) -> Network:
+        """Train a fresh model with a bound method; cached by all that determines it.
+
+        ``attack`` and ``bound`` are tables with ``name`` and options; the architecture is the student's unless
+        ``model`` names another, which is then built with its default options.
+        """
         ...
 
 
 class TeacherSource(Protocol):
     """Where the teacher comes from."""
 
-    def obtain(self, context: TeacherContext) -> Network | None:
-        """The teacher as a bound network, or None for no teacher."""
+    def obtain(self, context: TeacherContext) -> Network | Teacher | None:
+        """The teacher, or None for no teacher."""
         ...
 
 
@@ -292,8 +403,12 @@ class PropagationBackend(Protocol):
 
     def clean_pass(self, graph: Graph, x: Tensor) -> CleanPass: ...
 
-    def propagate(self, network: Network, points: Tensor | None, box: Box | None) -> Flow: ...
+    def propagate(self, network: Network, points: Tensor | None, box: Box | None, needs: Needs) -> Flow: ...
 
     def interval_margins(self, network: Network, flow: Flow, labels: Tensor) -> Tensor: ...
 
-    def relaxed_margins(self, network: Network, bounds: Bounds, box: Box, labels: Tensor) -> Tensor: ...
+    def interval_lower(self, network: Network, flow: Flow, rows: Tensor, boxes: slice) -> Tensor:
+        """Lower bounds of functionals of the logits over some boxes of the flow, (boxes, specs, classes) rows."""
+        ...
+
+    def relaxed_lower(self, network: Network, bounds: Bounds, box: Box, rows: Tensor) -> Tensor: ...

@@ -10,13 +10,13 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ctkd.certify.options import CertifyOptions, ExportOptions
 from ctkd.errors import BadInput, CtkdError, nearest
 from ctkd.hookspecs import Registration
 from ctkd.options import Options, Radius, validate
-from ctkd.plugins import options_class, registry
+from ctkd.plugins import create, options_class, registry
 from ctkd.train.options import TrainOptions
 
 ROLES = {
@@ -28,7 +28,7 @@ ROLES = {
     "attack": "attack",
     "propagation": "propagation",
 }
-"""Roles filled by a plugin, and the kind of plugin."""
+"""Roles filled by a plugin, and the kind of plugin. Further teachers are the roles ``teacher.2``, ``teacher.3``, ..."""
 SECTIONS: dict[str, type[Options]] = {
     "train": TrainOptions,
     "certify": CertifyOptions,
@@ -52,9 +52,10 @@ class Choice:
     def name(self) -> str:
         return self.entry.name
 
-    def create(self) -> Any:
-        from ctkd.plugins import create
+    def table(self) -> dict[str, Any]:
+        return {"name": self.name, **_plain(self.options)}
 
+    def create(self) -> Any:
         return create(self.entry, self.options)
 
 
@@ -66,7 +67,7 @@ class RunConfig:
     data_dir: Path | None
     model: Choice
     bound: Choice
-    teacher: Choice
+    teachers: tuple[Choice, ...]
     distill: Choice
     attack: Choice
     propagation: Choice
@@ -75,12 +76,21 @@ class RunConfig:
     export: ExportOptions
     sources: Mapping[str, str]
 
-    def tables(self) -> dict[str, dict[str, Any]]:
-        """The whole configuration as plain tables; None values are left out, as TOML has none."""
-        tables: dict[str, dict[str, Any]] = {}
+    @property
+    def taught(self) -> bool:
+        """Whether there is a teacher at all."""
+        return all(choice.name != "none" for choice in self.teachers)
+
+    def tables(self) -> dict[str, Any]:
+        """The whole configuration as plain tables, several teachers as a list; None is left out, as TOML has none."""
+        tables: dict[str, Any] = {}
         for role in ROLES:
+            if role == "teacher":
+                several = [choice.table() for choice in self.teachers]
+                tables[role] = several if len(several) > 1 else several[0]
+                continue
             choice: Choice = getattr(self, role)
-            tables[role] = {"name": choice.name, **_plain(choice.options)}
+            tables[role] = choice.table()
         if self.data_dir is not None:
             tables["data"]["dir"] = str(self.data_dir.resolve())
         for role in SECTIONS:
@@ -99,12 +109,14 @@ def dump(config: RunConfig, *, sources: bool = False) -> str:
     if not sources:
         return tomli_w.dumps(config.tables())
     lines = []
-    for role, table in config.tables().items():
-        lines.append(f"[{role}]")
-        for key, value in table.items():
-            text = f"{key} = {json.dumps(value)}"
-            lines.append(f"{text:<40} # {config.sources.get(f'{role}.{key}', 'default')}")
-        lines.append("")
+    for role, content in config.tables().items():
+        tables = content if isinstance(content, list) else [content]
+        for i, table in enumerate(tables, start=1):
+            lines.append(f"[{role}]" if len(tables) == 1 else f"[[{role}]]")
+            for key, value in table.items():
+                text = f"{key} = {json.dumps(value)}"
+                lines.append(f"{text:<40} # {config.sources.get(f'{_nth(role, i)}.{key}', 'default')}")
+            lines.append("")
     return "\n".join(lines)
 
 
@@ -155,7 +167,7 @@ def resolve(flags: Mapping[str, Any] | None = None, file: Path | None = None) ->
         for role, key, value in _read(file, problems):
             layers.put(FILE, role, key, value, str(file))
     for path, value in (flags or {}).items():
-        role, _, key = path.partition(".")
+        role, key = split_path(path)
         if _known_role(role, key, path, problems):
             layers.put(FLAG, role, key, value, "command line")
     entries = _choose(layers, problems)
@@ -167,13 +179,36 @@ def resolve(flags: Mapping[str, Any] | None = None, file: Path | None = None) ->
     return config
 
 
+def split_path(path: str) -> tuple[str, str]:
+    """Role and key of ``role.key``; ``teacher.2.key`` belongs to the second teacher."""
+    role, _, key = path.partition(".")
+    number, _, rest = key.partition(".")
+    if role == "teacher" and number.isdecimal() and int(number) > 0:
+        return _nth(role, int(number)), rest
+    return role, key
+
+
+def _nth(role: str, i: int) -> str:
+    return role if i == 1 else f"{role}.{i}"
+
+
+def _teacher_roles(layers: Layers) -> list[str]:
+    """``teacher``, ``teacher.2``, ... as far as any was mentioned."""
+    numbers = [int(role.partition(".")[2] or 1) for role, _ in layers.values if role.split(".")[0] == "teacher"]
+    return [_nth("teacher", i) for i in range(1, max([1, *numbers]) + 1)]
+
+
+def _kind(role: str) -> str:
+    return ROLES[role.split(".")[0]]
+
+
 def _known_role(role: str, key: str, path: str, problems: list[str]) -> bool:
     roles = [*ROLES, *SECTIONS]
-    if role not in roles:
+    if role.split(".")[0] not in roles:
         problems.append(f"{path}: no section {role!r}: {nearest(role, roles)}")
         return False
     if not key:
-        problems.append(f"{path}: write section.key, such as {role}.{'name' if role in ROLES else 'seed'}")
+        problems.append(f"{path}: write section.key, such as {role}.{'seed' if role in SECTIONS else 'name'}")
         return False
     return True
 
@@ -187,7 +222,10 @@ def _read(file: Path, problems: list[str]) -> Iterable[tuple[str, str, Any]]:
         raise BadInput(f"config file {file} is not TOML: {error}") from None
     found = []
     for role, table in tables.items():
-        if not isinstance(table, dict):
+        if role == "teacher" and isinstance(table, list) and all(isinstance(part, dict) for part in table):
+            for i, part in enumerate(table, start=1):
+                found += [(_nth(role, i), key, value) for key, value in part.items()]
+        elif not isinstance(table, dict):
             problems.append(f"{file}: {role!r} is not a table; write it under one of {', '.join([*ROLES, *SECTIONS])}")
         elif _known_role(role, "name", role, problems):
             found += [(role, key, value) for key, value in table.items()]
@@ -203,7 +241,7 @@ def _choose(layers: Layers, problems: list[str]) -> dict[str, Registration]:
         try:
             if not isinstance(name, str):
                 raise BadInput(f"{role}.name={name!r} must be the name of a plugin")
-            entries[role] = registry().find(ROLES[role], name, role)
+            entries[role] = registry().find(_kind(role), name, role)
         except BadInput as problem:
             problems.extend(problem.messages)
 
@@ -217,15 +255,35 @@ def _choose(layers: Layers, problems: list[str]) -> dict[str, Registration]:
     if layers.get("train", "eps") is None and dataset:
         problems.append(f"data set {dataset!r} has no default radius: give --eps")
     layers.put(0, "distill", "name", "none" if layers.get("teacher", "name") == "none" else "features", "default")
-    for role in ROLES:
-        if role != "data":
-            find(role)
+    for role in [*(r for r in ROLES if r not in ("data", "teacher")), *_teacher_roles(layers)]:
+        find(role)
     eps = _number(layers.get("train", "eps"))
     for name in _default_files():
         stem, _, radius = name.removesuffix(".toml").rpartition("-")
         if stem == dataset and eps is not None and _number(radius.replace("_", "/")) == eps:
             _ship(layers, name, {role: entry.name for role, entry in entries.items()})
+    _bring_attack(layers, entries, problems)
     return entries
+
+
+def _bring_attack(layers: Layers, entries: Mapping[str, Registration], problems: list[str]) -> None:
+    """Lay the attack options that bound method and objective, as configured, bring along below what was set."""
+    if layers.get("attack", "name") != BASE["attack"]:
+        return
+    for role in ("bound", "distill"):
+        if role not in entries:
+            continue
+        table = {key: value for key, value in layers.table(role).items() if key != "name"}
+        try:
+            options = validate(options_class(entries[role]), table, role, [])
+            if options is None:  # reported where the configuration is built
+                continue
+            brought = getattr(create(entries[role], options), "attack", {})
+        except CtkdError as error:
+            problems.append(str(error))
+            continue
+        for key, value in brought.items():
+            layers.put(0, "attack", key, value, f"{role} {entries[role].name}")
 
 
 def _default_files() -> list[str]:
@@ -242,15 +300,16 @@ def _ship(layers: Layers, name: str, chosen: Mapping[str, str]) -> None:
     if not path.is_file():
         return
     tables = tomllib.loads(path.read_text())
-    for role, table in tables.items():
-        if role == "recipe":
+    for table_role, table in tables.items():
+        if table_role == "recipe":
             continue
-        for key, value in table.items():
-            if not isinstance(value, dict):
-                layers.put(SHIPPED, role, key, value, f"defaults/{name}")
-            elif key == chosen.get(role):
-                for option, content in value.items():
-                    layers.put(SHIPPED, role, option, content, f"defaults/{name}")
+        for role in _teacher_roles(layers) if table_role == "teacher" else [table_role]:
+            for key, value in table.items():
+                if not isinstance(value, dict):
+                    layers.put(SHIPPED, role, key, value, f"defaults/{name}")
+                elif key == chosen.get(role):
+                    for option, content in value.items():
+                        layers.put(SHIPPED, role, option, content, f"defaults/{name}")
     for role, table in tables.get("recipe", {}).get(chosen.get("bound"), {}).items():
         for option, content in table.items():
             layers.put(SHIPPED, role, option, content, f"defaults/{name}")
@@ -310,20 +369,42 @@ def _build(layers: Layers, entries: Mapping[str, Registration], problems: list[s
         for stage in certify.stages:
             if stage not in registry().names("stage"):
                 problems.append(f"certify.stages: {stage!r} is not known: {nearest(stage, registry().names('stage'))}")
-    if len(choices) < len(ROLES) or any(section is None for section in sections.values()):
+    if len(choices) < len(ROLES) - 1 + len(_teacher_roles(layers)) or None in sections.values():
         return None
-    return RunConfig(data_dir=data_dir, sources=layers.sources(), **choices, **sections)  # type: ignore[arg-type]
+    teachers = tuple(choices.pop(role) for role in _teacher_roles(layers))
+    return RunConfig(
+        data_dir=data_dir,
+        sources=layers.sources(),
+        teachers=teachers,
+        **cast(Any, {**choices, **sections}),
+    )
 
 
 def check_pair(config: RunConfig) -> None:
-    """Raises: BadInput if bound method, objective and teacher cannot work together, with the reason."""
+    """Raises: BadInput if bound method, objective, attack and teachers cannot work together, with the reason."""
     method, objective = config.bound.create(), config.distill.create()
+    count = len(config.teachers) if config.taught else 0
+    if not config.taught and len(config.teachers) > 1:
+        raise BadInput("teacher.name=none stands beside another teacher; leave it out")
+    if getattr(config.attack.create(), "reference", None) == "teacher" and not count:
+        raise BadInput(
+            f"attack.objective={getattr(config.attack.options, 'objective', '')} moves away from the teacher's "
+            "prediction, and teacher.name=none; choose a teacher such as --teacher pgd"
+        )
     if config.distill.name == "none":
         return
-    if config.teacher.name == "none":
+    if not count:
         raise BadInput(
             f"distill.name={config.distill.name} needs a teacher, and teacher.name=none; "
             "choose a teacher such as --teacher pgd, or --distill none"
+        )
+    if count != objective.teachers:
+        more = "repeat --teacher, such as --teacher pgd --teacher natural"
+        fewer = "give one; --teacher ensemble makes one of several"
+        raise BadInput(
+            f"distill.name={config.distill.name} learns from {objective.teachers} "
+            f"teacher{'s' if objective.teachers != 1 else ''}, found {count}: "
+            f"{more if count < objective.teachers else fewer}"
         )
     if not objective.reads & method.evaluates:
         raise BadInput(

@@ -78,4 +78,4 @@ def _explain(options: type[Options], role: str, detail: dict[str, Any]) -> str:
     if detail["type"] == "missing":
         return f"{name} must be given"
     reason = detail["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-    return f"{name}={detail['input']}: {reason}"
+    return f"{name}={detail['input']}: {reason}" if where else f"{role}: {reason}"  # several options at odds

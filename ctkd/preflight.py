@@ -17,7 +17,7 @@ from ctkd.config import RunConfig
 from ctkd.errors import BadInput
 from ctkd.export import to_onnx
 from ctkd.progress import Reporter
-from ctkd.session import feature_shape, plugin, sample_range
+from ctkd.session import plugin, sample_range
 from ctkd.train.loop import finalise
 
 
@@ -42,8 +42,14 @@ def check_student(config: RunConfig, data: Data, reporter: Reporter) -> None:
         raise BadInput(
             f"model {config.model.name!r} has {graph.classes} outputs, data set {data.name!r} {data.classes} classes"
         )
-    if config.distill.create().needs_features and config.teacher.name != "none":
-        feature_shape(config, "student", graph.bind())
+    student = graph.bind()
+    if config.distill.create().needs_features and config.taught and student.features_node is None:
+        raise BadInput(
+            f"distill.name={config.distill.name} reads features, the input of a last Linear layer, "
+            "and the student's network does not end in one"
+        )
+    if (check_method := getattr(config.bound.create(), "check", None)) is not None:
+        check_method(student)
     try:
         to_onnx(finalise(module, data.input_shape))
     except BadInput as problem:

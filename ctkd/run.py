@@ -110,8 +110,8 @@ def _work(session: Session, certify: bool) -> dict[str, Any]:
 def _phases(session: Session, certify: bool) -> dict[str, Any]:
     config, folder = session.config, session.folder
     session.hook("ctkd_run_started", config=config.tables())
-    teacher, teacher_facts = session.teacher()
-    student = session.student(teacher)
+    teachers, teacher_facts = session.teachers()
+    student = session.student(teachers)
     options = config.certify
     session.check_stop()
     certificate = session.certify(student, config.train.eps, options, session.resume_hint) if certify else None
@@ -133,7 +133,8 @@ def _phases(session: Session, certify: bool) -> dict[str, Any]:
         "samples": samples,
         "split": options.split,
         "seconds": session.clock.tick(),
-        "teacher": teacher_facts,
+        "teacher": teacher_facts[0] if teacher_facts else None,
+        "further_teachers": teacher_facts[1:],
         "student_sha256": student.sha256(),
         "validation_seen_in_training": config.train.final,
         "versions": versions(),

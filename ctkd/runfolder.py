@@ -108,7 +108,7 @@ class RunFolder:
 
     def trained(self) -> bool:
         """Whether any training for this run has left a checkpoint or a network."""
-        return any(self.path.glob("*/*.safetensors")) or self.network.exists()
+        return any(self.path.glob("*/**/*.safetensors")) or self.network.exists()
 
     @property
     def config(self) -> Path:
@@ -118,10 +118,6 @@ class RunFolder:
     def network(self) -> Path:
         """The student: folded, float32."""
         return self.path / "network.safetensors"
-
-    @property
-    def teacher(self) -> Path:
-        return self.path / "teacher" / "network.safetensors"
 
     @property
     def metrics(self) -> Path:

@@ -9,17 +9,17 @@ import importlib.metadata
 import json
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ctkd.accuracy import adversarial_accuracy, natural_accuracy
-from ctkd.api import Attack, Data, Split, TeacherOutputs
+from ctkd import faculty
+from ctkd.api import Attack, Data, Split
 from ctkd.certify.cascade import Cascade, Certificate
 from ctkd.certify.options import CertifyOptions
 from ctkd.certify.store import Store
@@ -31,13 +31,12 @@ from ctkd.options import validate
 from ctkd.plugins import create, options_class, registry
 from ctkd.progress import Reporter
 from ctkd.propagate import Network
+from ctkd.randomness import generator
 from ctkd.runfolder import RunFolder
 from ctkd.storage import cache_folder, digest_tensors, read_json, write_json
-from ctkd.train.loop import Plugins, Trainer, finalise
+from ctkd.teaching import Teacher
+from ctkd.train.loop import Plugins, Trainer, feature_widths, finalise
 from ctkd.train.options import TrainOptions
-
-CHANCE_SIGMAS = 3.0
-"""A teacher within this many standard errors of guessing is refused."""
 
 
 def load_data(config: RunConfig) -> Data:
@@ -123,6 +122,7 @@ class Session:
 
     def __post_init__(self) -> None:
         self.clock = Clock(self.folder.path / "seconds.json")
+        self._label, self._fits = "teacher", 0
 
     @property
     def resume_hint(self) -> str:
@@ -152,20 +152,28 @@ class Session:
     def device(self) -> str:
         return self.config.train.device
 
-    def fit(self, train: TrainOptions, attack: Mapping[str, Any], bound: str) -> Network:
+    def fit(
+        self,
+        train: TrainOptions,
+        attack: Mapping[str, Any],
+        bound: Mapping[str, Any],
+        model: str | None = None,
+    ) -> Network:
+        self._fits += 1
+        choice = self.config.model if model is None else _by_name("model", model)
         options = {key: value for key, value in train.model_dump(mode="json").items() if key != "checkpoint_seconds"}
         key = {
             "data": data_fingerprint(self.data),
             "data options": self.config.data.options.model_dump(mode="json"),
-            "model": self.config.tables()["model"],
+            "model": choice.table(),
             "train": options,
             "attack": dict(attack),
-            "bound": bound,
+            "bound": dict(bound),
             "versions": versions(),
             "machine": platform.machine(),
             "code": code_digest(),
-            "origins": sorted({self.config.model.entry.origin, self.config.propagation.entry.origin}),
-            "structure": finalise(self.build_model(), self.data.input_shape).structure(),
+            "origins": sorted({choice.entry.origin, self.config.propagation.entry.origin}),
+            "structure": finalise(self.build_model(model), self.data.input_shape).structure(),
         }
         name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
         cached = cache_folder() / "teachers" / f"{name}.safetensors"
@@ -177,12 +185,14 @@ class Session:
             except BadInput as problem:
                 self.reporter.warn(f"{problem}; training the teacher again")
         plugins = Plugins(
-            method=plugin("bound", {"name": bound}),
+            method=plugin("bound", bound),
             objective=plugin("distill", {"name": "none"}),
             attack=plugin("attack", attack),
             backend=self.config.propagation.create(),
+            evaluation=self._selecting_attack(),
         )
-        network = self._train("teacher", train, plugins, None)
+        label = self._label if self._fits == 1 else f"{self._label}.{self._fits}"
+        network = self._train(label, "teacher", train, plugins, (), self.build_model(model))
         try:
             cached.parent.mkdir(parents=True, exist_ok=True)
             network.save(cached)
@@ -190,66 +200,46 @@ class Session:
             self.reporter.warn(f"the teacher could not be cached in {cached.parent}: {error.strerror}")
         return network
 
-    def teacher(self) -> tuple[Network | None, dict[str, Any] | None]:
-        """The teacher, evaluated, hashed and recorded, or None."""
-        path = self.folder.teacher
-        network = Network.load(path) if path.exists() else self._obtain_teacher()
-        if network is None:
-            return None, None
-        record = path.with_name("teacher.json")
-        if record.exists():
-            return network, read_json(record)
-        facts = self._evaluate_teacher(network)
-        network.save(path)
-        write_json(record, facts)
-        return network, facts
+    def teachers(self) -> tuple[list[Teacher], list[dict[str, Any]]]:
+        """The teachers, evaluated, hashed and recorded, and their figures; both empty without one."""
+        if not self.config.taught:
+            return [], []
+        found = [self._teacher(choice, i) for i, choice in enumerate(self.config.teachers, start=1)]
+        return [teacher for teacher, _ in found], [facts for _, facts in found]
 
-    def _obtain_teacher(self) -> Network | None:
-        with attributed(self.config.teacher):
-            network: Network | None = self.config.teacher.create().obtain(self)
-        if network is None:
-            return None
-        if network.input_shape != self.data.input_shape or network.classes != self.data.classes:
-            raise BadInput(
-                f"teacher {self.config.teacher.name!r} takes inputs of shape {network.input_shape} and has "
-                f"{network.classes} classes; data set {self.data.name!r} has {self.data.input_shape} "
-                f"and {self.data.classes}"
-            )
-        self._check_features(network)
-        return network
-
-    def _check_features(self, network: Network) -> None:
-        if not self.config.distill.create().needs_features:
-            return
-        student = self.config.propagation.create().trace(self.build_model(), self.data.input_shape).bind()
-        widths = [feature_shape(self.config, who, net) for who, net in (("teacher", network), ("student", student))]
-        if widths[0] != widths[1]:
-            raise BadInput(
-                f"distill.name={self.config.distill.name} compares features: the teacher has {widths[0]}, the student "
-                f"{widths[1]}; choose models of equal width, or --distill logits"
-            )
-
-    def _evaluate_teacher(self, network: Network) -> dict[str, Any]:
+    def _teacher(self, choice: Choice, number: int) -> tuple[Teacher, dict[str, Any]]:
+        # A source may train several networks: they are named after its place and their order.
+        self._label, self._fits = "teacher" if number == 1 else f"teacher-{number}", 0
+        folder = self.folder.path / self._label
+        recorded = faculty.load_recorded(folder, self.data.input_shape)
+        if recorded is not None:
+            return recorded
+        with attributed(choice):
+            found: Teacher | Network | None = choice.create().obtain(self)
+        if found is None:
+            raise RunFailed(f"teacher {choice.name!r} of {choice.entry.origin} returned no teacher")
+        teacher = Teacher((found,)) if isinstance(found, Network) else found
+        faculty.check_fits(teacher, choice.name, self.data)
+        if number == 1:
+            self._check_objective(teacher)
+        faculty.check_logits(teacher, choice.name, self.data.validation)
         self.reporter.say("evaluating the teacher")
-        data, options = self.data, self.config.certify
-        seen = natural_accuracy(network, data.validation)
-        chance = 1 / data.classes
-        limit = chance + CHANCE_SIGMAS * (chance * (1 - chance) / len(data.validation)) ** 0.5
-        if seen <= limit:
-            raise BadInput(
-                f"teacher {self.config.teacher.name!r} is at chance level: {seen:.1%} of the validation split is right "
-                f"(guessing gives {chance:.1%}); it may expect other inputs than pixels in [0, 1]"
-            )
-        test = selected(data, options)
-        attack = evaluation_attack(options)
-        return {
-            "natural_accuracy": natural_accuracy(network, test),
-            "adversarial_accuracy": adversarial_accuracy(
-                network, test, self.eps, attack, options.seed, between=self.check_stop
-            ),
-            "validation_natural_accuracy": seen,
-            "sha256": network.sha256(),
-        }
+        options = self.config.certify
+        test, attack = selected(self.data, options), evaluation_attack(options)
+        facts = faculty.evaluate(teacher, choice.name, self.data, test, self.eps, attack, options.seed, self.check_stop)
+        faculty.record(teacher, facts, folder)
+        return teacher, facts
+
+    def _check_objective(self, teacher: Teacher) -> None:
+        """Let the objective refuse a teacher whose features do not fit, before the student's training."""
+        prepare = getattr(self.config.distill.create(), "prepare", None)
+        if prepare is not None:
+            student = self.config.propagation.create().trace(self.build_model(), self.data.input_shape).bind()
+            prepare(feature_widths(student, teacher), generator(0, "check"))
+
+    def _selecting_attack(self) -> Attack:
+        """The attack by which epochs are compared: a short one, since it runs after each."""
+        return evaluation_attack(self.config.certify.model_copy(update={"attack_steps": 10, "attack_restarts": 1}))
 
     def check_stop(self) -> None:
         """Raises: Interrupted if a signal came; everything finished so far is stored."""
@@ -258,7 +248,7 @@ class Session:
 
     # Students
 
-    def student(self, teacher: Network | None) -> Network:
+    def student(self, teachers: Sequence[Teacher]) -> Network:
         path = self.folder.network
         if path.exists():
             return Network.load(path)
@@ -268,32 +258,44 @@ class Session:
             config.distill.create(),
             config.attack.create(),
             config.propagation.create(),
+            self._selecting_attack(),
         )
-        network = self._train("student", config.train, plugins, teacher)
+        network = self._train("student", "student", config.train, plugins, teachers, self.build_model())
         network.save(path)
         return network
 
-    def _train(self, name: str, options: TrainOptions, plugins: Plugins, teacher: Network | None) -> Network:
+    def _train(
+        self,
+        name: str,
+        role: str,
+        options: TrainOptions,
+        plugins: Plugins,
+        teachers: Sequence[Teacher],
+        module: nn.Module,
+    ) -> Network:
         def on_epoch(metrics: dict[str, Any]) -> None:
             self.folder.append_metrics(metrics)
             self.clock.tick()
             self.hook("ctkd_epoch_finished", network=name, metrics=metrics)
 
+        place = self.folder.path / name
+        place.mkdir(exist_ok=True)
         trainer = Trainer(
             name=name,
-            module=self.build_model(),
+            role=role,
+            module=module,
             data=self.data,
             plugins=plugins,
             options=options,
-            teacher=None if teacher is None else teacher_function(teacher, options.device),
-            folder=self.folder.path / name,
+            teachers=teachers,
+            folder=place,
             reporter=self.reporter,
             stop=self.stop,
             resume_hint=self.resume_hint,
             on_epoch=on_epoch,
             on_resume=lambda epoch: self.folder.forget_metrics(name, epoch),
         )
-        roles = (self.config.bound, self.config.distill, self.config.attack) if name == "student" else ()
+        roles = (self.config.bound, self.config.distill, self.config.attack) if role == "student" else ()
         with attributed(*roles):
             return trainer.run()
 
@@ -330,31 +332,6 @@ class Session:
             except Exception as error:  # foreign code: anything may come out of it
                 self.reporter.warn(f"plugin {implementation.plugin_name}: {name} raised {error!r}; it is switched off")
                 registry().manager.unregister(implementation.plugin)
-
-
-def feature_shape(config: RunConfig, who: str, network: Network) -> tuple[int, ...]:
-    """The shape of a network's features. Raises: BadInput if it has none."""
-    if network.features_node is None:
-        raise BadInput(
-            f"distill.name={config.distill.name} reads features, the input of a last Linear layer, "
-            f"and the {who}'s network does not end in one"
-        )
-    return network.nodes[network.features_node].shape
-
-
-def teacher_function(network: Network, device: str) -> Callable[[Tensor], TeacherOutputs]:
-    """The frozen teacher as a function of images."""
-    frozen = network.detach().to(torch.device(device))
-    tap = frozen.features_node
-
-    @torch.no_grad()
-    def outputs(x: Tensor) -> TeacherOutputs:
-        if tap is None:
-            return TeacherOutputs(frozen(x), None)
-        features, logits = frozen.evaluate(x, tap, frozen.output)
-        return TeacherOutputs(logits, features)
-
-    return outputs
 
 
 def _by_name(kind: str, name: str) -> Choice:

@@ -153,6 +153,7 @@ class HalfIBP:
 
     Options = HalfOptions
     evaluates = frozenset({"point", "box"})
+    sound = False
 
     def __init__(self, options: HalfOptions) -> None:
         self.options = options

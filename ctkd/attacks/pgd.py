@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
-from ctkd.options import Count, Options, Positive
+from ctkd.options import Count, Options, Positive, Unit
 
 if TYPE_CHECKING:
     import torch
@@ -25,8 +25,13 @@ class PGDOptions(Options):
     """Random starting points."""
     step_size: Positive = 0.25
     """Relative to the box's half-width, elementwise. With one step, 10 lands on a corner."""
-    objective: Literal["cross-entropy", "margin"] = "cross-entropy"
-    """What is maximised; ``margin`` is the largest other logit minus the label's."""
+    decay: Unit = 1.0
+    """The step size is multiplied by this at each part of ``decay_at``."""
+    decay_at: tuple[Unit, ...] = ()
+    """Parts of the steps after which the step size decays, such as 0.7."""
+    objective: Literal["cross-entropy", "margin", "kl-teacher", "kl-student"] = "cross-entropy"
+    """What is maximised. ``margin``: the largest other logit minus the label's. ``kl-...``: the divergence of the
+    prediction from the teacher's, or from the student's own, at the clean input (soft labels)."""
 
 
 class PGD:
@@ -37,6 +42,12 @@ class PGD:
     def __init__(self, options: PGDOptions) -> None:
         self.options = options
 
+    @property
+    def reference(self) -> str | None:
+        """Whose prediction at the clean input ``perturb`` is given."""
+        _, _, who = self.options.objective.partition("kl-")
+        return who or None
+
     def perturb(
         self,
         logits: Callable[[Tensor], Tensor],
@@ -44,6 +55,7 @@ class PGD:
         labels: Tensor,
         box: Box,
         generator: torch.Generator,
+        reference: Tensor | None = None,
     ) -> Tensor:
         import torch
 
@@ -53,33 +65,43 @@ class PGD:
         for _ in range(options.restarts):
             noise = torch.rand(x.shape, dtype=x.dtype, generator=generator).to(x.device)
             point = box.clamp(box.lower + noise * width)
-            for _ in range(options.steps):
-                value, gradient = self._gradient(logits, point, labels)
+            for step in range(options.steps):
+                value, gradient = self._gradient(logits, point, labels, reference)
                 if options.steps * options.restarts > 1:
                     best, best_value = _keep(best, best_value, point, value)
-                point = box.clamp(point + gradient.sign() * (options.step_size / 2) * width)
+                point = box.clamp(point + gradient.sign() * (self._step_size(step) / 2) * width)
             if options.steps * options.restarts == 1:
                 return point
             with torch.no_grad():
-                best, best_value = _keep(best, best_value, point, self._objective(logits(point), labels))
+                best, best_value = _keep(best, best_value, point, self._objective(logits(point), labels, reference))
         return best
 
-    def _objective(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def _step_size(self, step: int) -> float:
+        passed = sum(step >= part * self.options.steps for part in self.options.decay_at)
+        return self.options.step_size * self.options.decay**passed
+
+    def _objective(self, logits: Tensor, labels: Tensor, reference: Tensor | None) -> Tensor:
         import torch
         from torch.nn.functional import cross_entropy
 
+        if self.reference is not None:
+            assert reference is not None
+            # The divergence less the entropy of the reference, which no input changes.
+            return cross_entropy(logits, reference.softmax(1), reduction="none")
         if self.options.objective == "cross-entropy":
             return cross_entropy(logits, labels, reduction="none")
         own = logits.gather(1, labels[:, None])
         others = logits.scatter(1, labels[:, None], -torch.inf)
         return others.amax(1) - own.squeeze(1)
 
-    def _gradient(self, logits: Callable[[Tensor], Tensor], point: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def _gradient(
+        self, logits: Callable[[Tensor], Tensor], point: Tensor, labels: Tensor, reference: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         import torch
 
         with torch.enable_grad():
             point = point.detach().requires_grad_()
-            value = self._objective(logits(point), labels)
+            value = self._objective(logits(point), labels, reference)
             (gradient,) = torch.autograd.grad(value.sum(), point)
         return value.detach(), gradient
 

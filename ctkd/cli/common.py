@@ -159,9 +159,10 @@ def results_table(summary: Mapping[str, Any]) -> None:
     table = Table(title=f"Accuracy on {part}", title_justify="left")
     for column in ("", "natural", "adversarial", "certified"):
         table.add_column(column, justify="right" if column else "left")
-    teacher = summary.get("teacher")
-    if teacher:
-        table.add_row("teacher", percent(teacher["natural_accuracy"]), percent(teacher["adversarial_accuracy"]), "-")
+    first = summary.get("teacher")
+    for teacher in [first, *summary.get("further_teachers", [])] if first else []:
+        who = f"teacher {teacher['name']}" if summary.get("further_teachers") else "teacher"
+        table.add_row(who, percent(teacher["natural_accuracy"]), percent(teacher["adversarial_accuracy"]), "-")
     keys = ("natural_accuracy", "adversarial_accuracy", "certified_accuracy")
     table.add_row("student", *(percent(summary[key]) for key in keys))
     console = Console()

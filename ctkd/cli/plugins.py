@@ -60,16 +60,18 @@ def show(name: str, as_json: bool) -> None:
         print(f"{plugin['kind']} {plugin['name']}: {plugin['summary']} [{plugin['origin']}]")
         for paper in plugin["papers"]:
             print(f"  paper: {paper}")
+        if plugin["sound"] is not None:
+            print(f"  training loss: {'a sound bound' if plugin['sound'] else 'an estimate, not a bound'}")
         for option in plugin["options"]:
             print(f"  {option['name']} = {option['default']}  ({option['type']})  {option['help']}".rstrip())
 
 
 def describe(entry: Registration) -> dict[str, Any]:
     """A plugin as plain data, with its options."""
+    from ctkd.plugins import load, options_class
+
     options = []
     if entry.kind != "command":
-        from ctkd.plugins import options_class
-
         schema = options_class(entry).model_json_schema()
         required = schema.get("required", [])
         for name, field in schema.get("properties", {}).items():
@@ -88,6 +90,7 @@ def describe(entry: Registration) -> dict[str, Any]:
         "summary": entry.summary,
         "papers": list(entry.papers),
         "options": options,
+        "sound": bool(getattr(load(entry.target, entry.origin), "sound", False)) if entry.kind == "bound" else None,
     }
 
 

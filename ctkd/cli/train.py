@@ -19,6 +19,7 @@ Examples:
   ctkd train --bound crown-ibp --teacher pgd
   ctkd train --dataset mnist --data-dir data --eps 0.1 --bound cc-ibp --set bound.alpha=0.3
   ctkd train --teacher file --set teacher.path=teacher.safetensors
+  ctkd train --bound mtl-ibp --distill b-mtard --teacher pgd --teacher natural --set teacher.2.epochs=5
   ctkd train --config my.toml --print-config
   ctkd train --resume runs/NAME
 """
@@ -28,7 +29,6 @@ FLAGS = {
     "data_dir": "data.dir",
     "model": "model.name",
     "bound": "bound.name",
-    "teacher": "teacher.name",
     "distill": "distill.name",
     "epochs": "train.epochs",
     "seed": "train.seed",
@@ -39,8 +39,8 @@ FLAGS = {
 
 @click.command(epilog=EPILOG)
 @click.option("--bound", help="Bound method, such as crown-ibp (see `ctkd plugins`).")
-@click.option("--teacher", help="Teacher source: pgd, natural, file, none.")
-@click.option("--distill", help="Distillation objective: features, logits, none.")
+@click.option("--teacher", multiple=True, help="Teacher source, such as pgd, file, none; repeatable.")
+@click.option("--distill", help="Distillation objective, such as features, logits, none.")
 @click.option("--dataset", help="Data set, such as digits or mnist.")
 @click.option("--data-dir", help="Folder with the data set's files; nothing is downloaded then.")
 @click.option("--model", help="Architecture, such as cnn-small.")
@@ -64,6 +64,7 @@ def command(
     resume: Path | None,
     no_certify: bool,
     as_json: bool,
+    teacher: tuple[str, ...],
     **flags: Any,
 ) -> None:
     """Train a student with a teacher, certify it and export it.
@@ -72,6 +73,7 @@ def command(
     --set, sections named after the roles: data, model, bound, teacher, distill, attack, train, certify, export.
     """
     values = {FLAGS[name]: value for name, value in flags.items() if value is not None}
+    values |= {"teacher.name" if i == 1 else f"teacher.{i}.name": name for i, name in enumerate(teacher, start=1)}
     values.update(parse_setting(text) for text in settings)
     if resume is not None and (values or config or out or print_config):
         raise BadInput("--resume takes everything from the run's own configuration; leave out the other options")

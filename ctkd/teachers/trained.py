@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The ctkd contributors
 # SPDX-License-Identifier: MIT
-"""Teachers trained on the spot: adversarially (Madry et al. 2018, arXiv 1706.06083) or on clean images.
+"""What the teachers that are trained on the spot share: options, schedule, attack.
 
 The source of CC-Dist does not state its teacher's schedule in public text; the defaults are this project's choice:
 the student's architecture, a multi-step attack, the certificate's radius.
@@ -8,19 +8,37 @@ the student's architecture, a multi-step attack, the certificate's radius.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
+from pydantic import AfterValidator, model_validator
+
+from ctkd.errors import nearest
 from ctkd.options import Count, Index, NonNegative, Options, Positive, Unit
+from ctkd.plugins import registry
 from ctkd.train.options import Factor, TrainOptions
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from ctkd.api import TeacherContext
     from ctkd.propagate import Network
 
 
-class TrainedTeacherOptions(Options):
+def _known_model(name: str) -> str:
+    if name not in registry().names("model"):
+        raise ValueError(f"not known: {nearest(name, registry().names('model'))}")
+    return name
+
+
+ModelName = Annotated[str, AfterValidator(_known_model)]
+"""A registered architecture; it is built with its default options."""
+
+
+class TrainedOptions(Options):
     """Adam, a learning rate that drops at milestones, no natural warm-up."""
 
+    model: ModelName | None = None
+    """Another architecture than the student's, with its default options; None is the student's with the student's."""
     epochs: Count = 15
     """Length of the teacher's training."""
     lr: Positive = 1e-3
@@ -37,8 +55,8 @@ class TrainedTeacherOptions(Options):
     """None: the run's seed."""
 
 
-class PGDTeacherOptions(TrainedTeacherOptions):
-    """The attack in training."""
+class AttackedOptions(TrainedOptions):
+    """The attack in training, and early stopping against robust overfitting (Rice et al. 2020, arXiv 2002.11569)."""
 
     eps_factor: Factor = 1.0
     """The teacher's radius is eps times this."""
@@ -50,41 +68,33 @@ class PGDTeacherOptions(TrainedTeacherOptions):
     """Relative to the box's half-width."""
     restarts: Count = 1
     """Random starting points."""
+    decay: Unit = 1.0
+    """The step size is multiplied by this at each part of ``decay_at``."""
+    decay_at: tuple[Unit, ...] = ()
+    """Parts of the steps after which the step size decays, such as 0.7."""
+    keep: Literal["last", "best-adversarial"] = "last"
+    """``best-adversarial``: the weights of the epoch with the best adversarial accuracy on validation images."""
+    patience: Count | None = None
+    """Stop after this many epochs without a better one; needs ``keep``."""
+
+    @model_validator(mode="after")
+    def _epochs_can_be_compared(self) -> Self:
+        if self.patience is not None and self.keep == "last":
+            raise ValueError(f"patience = {self.patience} needs keep = best-adversarial")
+        if self.keep != "last" and self.ramp >= self.epochs:
+            raise ValueError(
+                f"keep = {self.keep} compares epochs at the full radius, and ramp = {self.ramp:g} leaves none of "
+                f"epochs = {self.epochs}"
+            )
+        return self
 
 
-class NaturalTeacher:
-    """Trained without perturbation. Shows what adversarial training of the teacher is worth."""
-
-    Options = TrainedTeacherOptions
-
-    def __init__(self, options: TrainedTeacherOptions) -> None:
-        self.options = options
-
-    def obtain(self, context: TeacherContext) -> Network:
-        return context.fit(_schedule(self.options, context, eps=0.0, ramp=0.0), {"name": "pgd"}, "adversarial")
-
-
-class PGDTeacher:
-    """Trained on multi-step PGD points."""
-
-    Options = PGDTeacherOptions
-
-    def __init__(self, options: PGDTeacherOptions) -> None:
-        self.options = options
-
-    def obtain(self, context: TeacherContext) -> Network:
-        options = self.options
-        train = _schedule(options, context, eps=min(1.0, context.eps * options.eps_factor), ramp=options.ramp)
-        attack = {"name": "pgd", "steps": options.steps, "step_size": options.step_size, "restarts": options.restarts}
-        return context.fit(train, attack, "adversarial")
-
-
-def _schedule(options: TrainedTeacherOptions, context: TeacherContext, eps: float, ramp: float) -> TrainOptions:
+def schedule(options: TrainedOptions, context: TeacherContext, **more: Any) -> TrainOptions:
+    """The options of the training loop; without ``eps`` among ``more`` a natural training."""
     return TrainOptions(
-        eps=eps,
+        **{"eps": 0.0, "ramp": 0.0, **more},
         epochs=options.epochs,
         warmup=0.0,
-        ramp=min(ramp, options.epochs),
         batch_size=options.batch_size,
         lr=options.lr,
         milestones=tuple(part * options.epochs for part in options.milestones),
@@ -96,3 +106,27 @@ def _schedule(options: TrainedTeacherOptions, context: TeacherContext, eps: floa
         threads=context.threads,
         device=context.device,
     )
+
+
+def fit_attacked(
+    options: AttackedOptions, context: TeacherContext, bound: Mapping[str, Any], objective: str = "cross-entropy"
+) -> Network:
+    """Train on PGD points that maximise ``objective``, combined by the bound method of the table ``bound``."""
+    train = schedule(
+        options,
+        context,
+        eps=min(1.0, context.eps * options.eps_factor),
+        ramp=min(options.ramp, options.epochs),
+        keep=options.keep,
+        patience=options.patience,
+    )
+    attack = {
+        "name": "pgd",
+        "objective": objective,
+        "steps": options.steps,
+        "step_size": options.step_size,
+        "restarts": options.restarts,
+        "decay": options.decay,
+        "decay_at": list(options.decay_at),
+    }
+    return context.fit(train, attack, bound, options.model)

@@ -5,8 +5,9 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,18 +15,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ctkd.accuracy import interval_report
-from ctkd.api import Attack, BoundMethod, Data, Objective, PropagationBackend, Split, TeacherOutputs
+from ctkd.accuracy import adversarial_accuracy, interval_report
+from ctkd.api import Attack, BoundMethod, Data, Objective, PropagationBackend, Split
 from ctkd.errors import BadInput, Interrupted, RunFailed
 from ctkd.interrupt import StopRequest
 from ctkd.progress import Reporter
 from ctkd.propagate import Graph, Moments, Network, trace
 from ctkd.randomness import generator
+from ctkd.teaching import Teacher
 from ctkd.train import checkpoint
 from ctkd.train.initialise import default_initialise, shi_initialise
 from ctkd.train.options import TrainOptions
 from ctkd.train.schedule import learning_rate, schedule_at
 from ctkd.train.step import Loss, TrainingStep, gradient_norms
+
+SELECTION = 1000
+"""Validation images that are attacked to compare epochs."""
+KEEP = {"last": None, "best-adversarial": "adversarial_accuracy", "best-interval": "interval_certified_accuracy"}
+"""Values of ``train.keep``, and the validation figure that each maximises."""
 
 
 @dataclass
@@ -36,6 +43,8 @@ class Plugins:
     objective: Objective
     attack: Attack
     backend: PropagationBackend
+    evaluation: Attack | None = None
+    """The attack by which epochs are compared where ``train.keep`` asks for it."""
 
     def stateful(self) -> dict[str, Any]:
         """Those that keep state between steps: they have ``state_dict`` and ``load_state_dict`` (JSON values)."""
@@ -48,7 +57,9 @@ class Trainer:
     """Trains one network from a schedule, resumable at any moment.
 
     Attributes:
-        name: ``student`` or ``teacher``; names the network in logs.
+        name: names the network in logs, such as ``student``, ``teacher``, ``teacher-2``.
+        role: ``student`` or ``teacher``: what its random numbers depend on beside the seed.
+        teachers: frozen; empty for none.
         folder: where checkpoints go.
         on_epoch: called with each epoch's metrics, before its checkpoint is written.
         stop: checked after every step.
@@ -56,11 +67,12 @@ class Trainer:
     """
 
     name: str
+    role: str
     module: nn.Module
     data: Data
     plugins: Plugins
     options: TrainOptions
-    teacher: Callable[[Tensor], TeacherOutputs] | None
+    teachers: Sequence[Teacher]
     folder: Path
     reporter: Reporter
     stop: StopRequest
@@ -80,7 +92,7 @@ class Trainer:
         total = self.options.epochs * self.steps_per_epoch
         self.reporter.begin(f"training the {self.name}", total, self.step)
         try:
-            while self.step < total:
+            while self.step < total and not self._enough():
                 self._epoch(total)
         finally:
             self.reporter.end()
@@ -96,10 +108,13 @@ class Trainer:
         self.steps_per_epoch = len(self.split) // self.batch
         self.module.to(device).train()
         self.graph: Graph = self.plugins.backend.trace(self.module, self.data.input_shape)
-        default_initialise(self.module, generator(options.seed, f"{self.name}-initialisation"))
+        default_initialise(self.module, generator(options.seed, f"{self.role}-initialisation"))
         if options.init == "shi":
-            shi_initialise(self.graph, generator(options.seed, f"{self.name}-shi"))
-        self.parameters = [p for p in self.module.parameters() if p.requires_grad]
+            shi_initialise(self.graph, generator(options.seed, f"{self.role}-shi"))
+        teachers = [teacher.to(options.device) for teacher in self.teachers]
+        self.parameters: list[Tensor] = [p for p in self.module.parameters() if p.requires_grad]
+        self.learned = self._objective_parameters(teachers)
+        self.parameters += self.learned
         self.optimizer = torch.optim.Adam(self.parameters, lr=options.lr, fused=True)
         self.training_step = TrainingStep(
             self.graph,
@@ -108,9 +123,11 @@ class Trainer:
             self.plugins.attack,
             self.plugins.backend,
             options,
-            self.teacher,
+            [teacher.outputs for teacher in teachers],
         )
         self.step = 0
+        self.best: dict[str, Tensor] = {}
+        self.best_value, self.best_epoch = -1.0, 0
         self.averaged = 0
         self.average: list[Tensor] = []
         self.sums: dict[str, Tensor] = {}
@@ -123,11 +140,23 @@ class Trainer:
             self._save()  # so that there is a good checkpoint even if the first epoch fails
         self.on_resume(self.step // self.steps_per_epoch)
 
+    def _objective_parameters(self, teachers: Sequence[Teacher]) -> list[Tensor]:
+        prepare = getattr(self.plugins.objective, "prepare", None)
+        if prepare is None or not teachers:
+            return []
+        with torch.no_grad():
+            widths = feature_widths(self.graph.bind(), teachers[0])
+        found = prepare(widths, generator(self.options.seed, f"{self.role}-objective"))
+        device = torch.device(self.options.device)
+        for tensor in found:
+            tensor.data = tensor.data.to(device)
+        return list(found)
+
     # The loop --------------------------------------------------------------------------------------------
 
     def _epoch(self, total: int) -> None:
         epoch, first = divmod(self.step, self.steps_per_epoch)
-        order = torch.randperm(len(self.split), generator=generator(self.options.seed, f"{self.name}-order", epoch))
+        order = torch.randperm(len(self.split), generator=generator(self.options.seed, f"{self.role}-order", epoch))
         order = order.to(self.images.device)
         bad: tuple[list[str], Tensor] | None = None
         began = time.monotonic()
@@ -136,7 +165,7 @@ class Trainer:
             last = i == self.steps_per_epoch - 1
             x = self.images[rows]
             if self.data.augment is not None:
-                x = self.data.augment(x, generator(self.options.seed, f"{self.name}-augmentation", epoch, i))
+                x = self.data.augment(x, generator(self.options.seed, f"{self.role}-augmentation", epoch, i))
             loss, norms, flags = self._one_step(x, self.labels[rows], epoch, i, measure=last)
             # The flags of a step are read one step later, when the device has long finished them.
             if bad is not None:
@@ -158,6 +187,7 @@ class Trainer:
             self._refuse_non_finite(bad)
         self.seconds += time.monotonic() - began
         metrics = self._metrics(epoch, norms)
+        self._select(metrics)
         self.sums, self.seconds = {}, 0.0
         # In this order: a kill between the two repeats the epoch, and its line is dropped on resume.
         self.on_epoch(metrics)
@@ -166,12 +196,26 @@ class Trainer:
         if self.stop and self.step < total:
             self._interrupt(saved=True)
 
+    def _select(self, metrics: Mapping[str, Any]) -> None:
+        """Keep the weights of the best epoch at the full radius, where ``train.keep`` asks for one."""
+        key = KEEP[self.options.keep]
+        if key is None or metrics["phase"] != "full":
+            return
+        if metrics["validation"][key] > self.best_value:
+            self.best_value, self.best_epoch = metrics["validation"][key], metrics["epoch"]
+            self.best = {name: value.detach().clone() for name, value in self.module.state_dict().items()}
+
+    def _enough(self) -> bool:
+        """Whether ``train.patience`` is used up."""
+        patience, epoch = self.options.patience, self.step // self.steps_per_epoch
+        return patience is not None and bool(self.best) and epoch - self.best_epoch >= patience
+
     def _one_step(
         self, x: Tensor, labels: Tensor, epoch: int, i: int, *, measure: bool
     ) -> tuple[Loss, dict[str, float], Tensor]:
         options = self.options
         schedule = schedule_at(options, self.step, self.steps_per_epoch)
-        noise = generator(options.seed, f"{self.name}-attack", epoch, i)
+        noise = generator(options.seed, f"{self.role}-attack", epoch, i)
         loss = self.training_step(x, labels, schedule, noise)
         norms = gradient_norms(loss, self.parameters) if measure else {}
         self.optimizer.zero_grad()
@@ -225,18 +269,22 @@ class Trainer:
             for name, value in self.optimizer.state.get(parameter, {}).items():
                 tensors[f"adam/{i}/{name}"] = value
         tensors |= {f"average/{i}": value for i, value in enumerate(self.average)}
+        tensors |= {f"learned/{i}": value for i, value in enumerate(self.learned)}
+        tensors |= {f"best/{name}": value for name, value in self.best.items()}
         tensors |= {f"sum/{name}": value for name, value in self.sums.items()}
         values = {
             "step": self.step,
             "averaged": self.averaged,
             "seconds": self.seconds,
+            "best": [self.best_value, self.best_epoch],
             "plugins": {role: part.state_dict() for role, part in self.plugins.stateful().items()},
         }
         checkpoint.save(self.folder, tensors, values)
         self._saved_at = time.monotonic()
 
     def _restore(self, found: checkpoint.Checkpoint) -> None:
-        groups: dict[str, dict[str, Tensor]] = {"model": {}, "adam": {}, "average": {}, "sum": {}}
+        kinds = ("model", "adam", "average", "learned", "best", "sum")
+        groups: dict[str, dict[str, Tensor]] = {kind: {} for kind in kinds}
         for name, value in found.tensors.items():
             group, _, rest = name.partition("/")
             groups[group][rest] = value
@@ -248,10 +296,14 @@ class Trainer:
             ) from None
         device = torch.device(self.options.device)
         for key, value in groups["adam"].items():
-            i, _, name = key.partition("/")
+            place, _, name = key.partition("/")
             # The step counter of fused Adam lives on the device, too.
-            self.optimizer.state[self.parameters[int(i)]][name] = value.to(device)
+            self.optimizer.state[self.parameters[int(place)]][name] = value.to(device)
         self.average = [groups["average"][str(i)].to(device) for i in range(len(groups["average"]))]
+        for place, value in groups["learned"].items():
+            self.learned[int(place)].data.copy_(value)
+        self.best = {name: value.to(device) for name, value in groups["best"].items()}
+        self.best_value, self.best_epoch = found.values["best"]
         self.sums = {name: value.to(device) for name, value in groups["sum"].items()}
         self.step, self.averaged = found.values["step"], found.values["averaged"]
         self.seconds = found.values["seconds"]
@@ -271,6 +323,9 @@ class Trainer:
         with torch.no_grad():
             network = self.graph.bind().detach().to("cpu")
         schedule = schedule_at(self.options, self.step - 1, self.steps_per_epoch)
+        validation = interval_report(network, self.data.validation, self.options.eps)
+        if self.options.keep == "best-adversarial":
+            validation["adversarial_accuracy"] = self._attacked(network)
         return {
             "network": self.name,
             "epoch": epoch + 1,
@@ -280,13 +335,22 @@ class Trainer:
             "losses": {name: float(value[0] / value[1]) for name, value in self.sums.items()},
             "gradient_norms": norms,
             "validation_seen_in_training": self.options.final,
-            "validation": interval_report(network, self.data.validation, self.options.eps),
+            "validation": validation,
             "seconds": self.seconds,
         }
 
+    def _attacked(self, network: Network) -> float:
+        """Adversarial accuracy on the first validation images."""
+        assert self.plugins.evaluation is not None
+        whole = self.data.validation
+        part = Split(whole.images[:SELECTION], whole.labels[:SELECTION])
+        return adversarial_accuracy(network, part, self.options.eps, self.plugins.evaluation, self.options.seed)
+
     @torch.no_grad()
     def _finish(self) -> Network:
-        """Average and population statistics where asked for, then the fold into one float32 network."""
+        """Best epoch, average and population statistics where asked for; then the fold into one float32 network."""
+        if self.best:
+            self.module.load_state_dict(self.best)
         if self.average:
             for parameter, mean in zip(self.parameters, self.average, strict=True):
                 parameter.copy_(mean)
@@ -308,6 +372,13 @@ class Trainer:
             unbiased = [m.variance * (m.size / max(1, m.size - 1)) for m in found]
             norm.running_mean.copy_(torch.stack([m.mean for m in found]).mean(0))
             norm.running_var.copy_(torch.stack(unbiased).mean(0))
+
+
+def feature_widths(student: Network, teacher: Teacher) -> tuple[int | None, int | None]:
+    """The numbers of features of student and teacher, None where there are none."""
+    tap, shape = student.features_node, teacher.feature_shape
+    of_student = None if tap is None else math.prod(student.nodes[tap].shape)
+    return of_student, None if shape is None else math.prod(shape)
 
 
 @torch.no_grad()

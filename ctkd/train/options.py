@@ -54,6 +54,11 @@ class TrainOptions(Options):
     """After training, replace running statistics by the mean over the whole training set (CTBench)."""
     average_from: NonNegative | None = None
     """Average the weights of all steps from this epoch on, and use the average."""
+    keep: Literal["last", "best-adversarial", "best-interval"] = "last"
+    """Which epoch's weights become the network: the last one's, or those of the epoch at the full radius with the best
+    adversarial accuracy (10 steps of PGD, 1,000 images) or interval-certified accuracy on the validation split."""
+    patience: Count | None = None
+    """Stop after this many epochs without a better one; needs ``keep`` to say what better means."""
     seed: Index = 0
     """Of everything random: initialisation, order, attacks."""
     threads: Annotated[Count, Field(le=1024)] | None = None
@@ -71,4 +76,10 @@ class TrainOptions(Options):
             raise ValueError(
                 f"warmup + ramp = {self.warmup + self.ramp:g} epochs do not fit into epochs = {self.epochs}"
             )
+        if self.patience is not None and self.keep == "last":
+            raise ValueError(f"patience = {self.patience} needs keep = best-adversarial or best-interval")
+        if self.average_from is not None and self.keep != "last":
+            raise ValueError(f"keep = {self.keep} takes one epoch's weights, average_from those of many: choose one")
+        if self.final and self.keep != "last":
+            raise ValueError(f"keep = {self.keep} chooses on validation images that final = true trains on")
         return self

@@ -4,7 +4,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -24,7 +25,17 @@ from ctkd.api import (
     full_box,
 )
 from ctkd.boxes import Box, perturbation_box
-from ctkd.propagate import CleanPass, Flow, Graph, Network, Statistics, margins_of
+from ctkd.propagate import (
+    Bounds,
+    CleanPass,
+    Flow,
+    Graph,
+    Network,
+    Statistics,
+    at_classes,
+    margin_specification,
+    margins_of,
+)
 from ctkd.train.losses import LossTerms
 from ctkd.train.options import TrainOptions
 from ctkd.train.regularisers import l1_norm, shi_regularisers
@@ -50,21 +61,32 @@ class Combination:
     schedule: Schedule
     labels: Tensor
     network: Network
-    flow: Flow
+    flow: Flow | None
     loss: LossTerms
     enclosures: Mapping[str, Enclosure]
     backend: PropagationBackend
+    generator: torch.Generator
     rows: Mapping[str, slice] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Enclosure:
         return self.enclosures[name]
 
-    def relaxed(self, name: str) -> Enclosure:
+    def bounds(self, name: str) -> Bounds:
         rows = self.rows[name]
-        bounds = {i: (lower[rows], upper[rows]) for i, (lower, upper) in self.flow.pre_activation.items()}
+        assert self.flow is not None
+        return {i: (lower[rows], upper[rows]) for i, (lower, upper) in self.flow.pre_activation.items()}
+
+    def relaxed_lower(self, name: str, rows: Tensor) -> Tensor:
+        return self.backend.relaxed_lower(self.network, self.bounds(name), self.enclosures[name].inputs, rows)
+
+    def relaxed(self, name: str) -> Enclosure:
         box = self.enclosures[name]
-        margins = self.backend.relaxed_margins(self.network, bounds, box.inputs, self.labels)
-        return box.with_margins(margins)
+        rows, others = margin_specification(self.labels, self.network.classes, box.inputs.lower.dtype)
+        margins = at_classes(self.relaxed_lower(name, rows), others)
+        return box.with_margins(margins, lambda rows: self.relaxed_lower(name, rows))
+
+    def record(self, name: str, value: Tensor) -> Tensor:
+        return self.loss.record(name, value)
 
 
 @dataclass(eq=False)
@@ -77,27 +99,38 @@ class TrainingStep:
     attack: Attack
     backend: PropagationBackend
     options: TrainOptions
-    teacher: Callable[[Tensor], TeacherOutputs] | None
+    teachers: Sequence[Callable[[Tensor], TeacherOutputs]]
 
     def __call__(self, x: Tensor, labels: Tensor, schedule: Schedule, generator: torch.Generator) -> Loss:
         options, graph = self.options, self.graph
         robust = schedule.eps > 0
+        teaching = robust and len(self.teachers) > 0 and self.objective.teachers > 0
         regularise = options.shi_weight > 0 and schedule.phase != "full"
         needs = self.method.needs(schedule) if robust else Needs()
-        wanted = needs.points | (self.objective.teacher_inputs - {"clean"} if robust and self.teacher else frozenset())
+        evaluated = needs.points | (self.objective.student_points if teaching else frozenset())
+        searched = needs.searched | evaluated | (self.objective.teacher_inputs if teaching else frozenset())
         kappa = options.kappa_start + (options.kappa_end - options.kappa_start) * schedule.progress
         kappa = kappa if robust else 1.0
 
+        attacked = "adversarial" in searched
+        reference = getattr(self.attack, "reference", None) if attacked else None
         clean: CleanPass | None = None
-        if graph.norms or kappa > 0 or "clean" in wanted:
+        if graph.norms or kappa > 0 or "clean" in evaluated or reference == "student":
             clean = self.backend.clean_pass(graph, x)
         statistics: Statistics = clean.statistics if clean else {}
         updates = [statistics]
 
+        taught = _Taught(self.teachers, {"clean": x})
         box = perturbation_box(x, schedule.eps or REGULARISER_EPS)
-        points: dict[str, Tensor] = {"clean": x} if "clean" in wanted else {}
-        if "adversarial" in wanted:
-            points["adversarial"] = self._attack(x, labels, box, schedule, statistics, generator)
+        points: dict[str, Tensor] = {"clean": x}
+        if attacked:
+            away_from: Tensor | None = None
+            if reference == "student":
+                assert clean is not None
+                away_from = clean.logits.detach()
+            elif reference == "teacher":
+                away_from = taught(0, "clean").logits
+            points["adversarial"] = self._attack(x, labels, box, schedule, statistics, generator, away_from)
             if options.statistics == "last-pass" and graph.norms:
                 statistics = self.backend.clean_pass(graph, points["adversarial"]).statistics
                 updates.append(statistics)
@@ -106,25 +139,31 @@ class TrainingStep:
         boxes = {name: make(context) for name, make in needs.boxes.items()}
         if regularise and not boxes:
             boxes = {"full": full_box(context)}
-        terms = LossTerms(self.objective, self._teach(x, points) if robust else {}, schedule)
+        taught.inputs = points
+        terms = LossTerms(
+            self.objective, taught.lessons(self.objective.teacher_inputs) if teaching else (), labels, schedule
+        )
         total: Tensor = torch.zeros((), dtype=x.dtype, device=x.device)
         if kappa > 0:
             assert clean is not None
             total = kappa * terms.record("clean", cross_entropy(clean.logits, labels, reduction="none")).mean()
 
+        # The clean point was evaluated already; it is only read from there.
+        joint = {name: point for name, point in points.items() if name in evaluated and name != "clean"}
         flow: Flow | None = None
-        if points or boxes:
-            # The clean point was evaluated already; it is only read from there.
-            joint = {name: point for name, point in points.items() if name != "clean"}
+        if joint or boxes or evaluated:
             network = graph.bind(statistics)
-            flow = self.backend.propagate(network, _stack(joint), _stack_boxes(boxes))
+            if joint or boxes:
+                flow = self.backend.propagate(network, _stack(joint), _stack_boxes(boxes), needs)
             if robust:
-                step = self._combination(schedule, labels, network, flow, terms, clean, x, joint, boxes)
+                step = self._combination(schedule, labels, network, flow, terms, clean, x, joint, boxes, generator)
+                terms.points = step.enclosures
                 total = total + (1 - kappa) * self.method.combine(step).mean()
         if regularise and flow is not None:
             assert flow.box is not None
             fade = options.shi_weight * (1 - schedule.progress)
-            tightness, balance = shi_regularisers(flow.pre_activation, flow.box)
+            elementwise = {i: flow.pre_activation[i] for i in flow.network.activations}
+            tightness, balance = shi_regularisers(elementwise, flow.box)
             total = total + fade * (terms.record("shi/tightness", tightness) + terms.record("shi/balance", balance))
         if options.l1 > 0:
             total = total + options.l1 * terms.record("l1", l1_norm(graph.module))
@@ -138,6 +177,7 @@ class TrainingStep:
         schedule: Schedule,
         statistics: Statistics,
         generator: torch.Generator,
+        reference: Tensor | None,
     ) -> Tensor:
         with torch.no_grad():
             if self.options.statistics == "last-pass":
@@ -146,26 +186,22 @@ class TrainingStep:
             network = self.graph.bind(statistics).detach()
         if self.options.attack_eps_factor != 1:
             box = perturbation_box(x, schedule.eps * self.options.attack_eps_factor)
-        found = self.attack.perturb(network, x, labels, box, generator)
+        given = {} if reference is None else {"reference": reference}
+        found = self.attack.perturb(network, x, labels, box, generator, **given)
         return box.clamp(found.detach())
-
-    def _teach(self, x: Tensor, points: Mapping[str, Tensor]) -> dict[str, TeacherOutputs]:
-        if self.teacher is None:
-            return {}
-        available = {"clean": x, **points}
-        return {name: self.teacher(available[name]) for name in sorted(self.objective.teacher_inputs)}
 
     def _combination(
         self,
         schedule: Schedule,
         labels: Tensor,
         network: Network,
-        flow: Flow,
+        flow: Flow | None,
         terms: LossTerms,
         clean: CleanPass | None,
         x: Tensor,
         joint: Mapping[str, Tensor],
         boxes: Mapping[str, Box],
+        generator: torch.Generator,
     ) -> Combination:
         size = x.shape[0]
         enclosures: dict[str, Enclosure] = {}
@@ -173,23 +209,86 @@ class TrainingStep:
             features = clean.features if network.head is not None else None
             enclosures["clean"] = _point(x, clean.logits, features, labels)
         for i, (name, point) in enumerate(joint.items()):
+            assert flow is not None
             rows = slice(i * size, (i + 1) * size)
             features = None if flow.features is None else flow.features[rows]
             enclosures[name] = _point(point, flow.value[rows], features, labels)
-        margins = self.backend.interval_margins(network, flow, labels.repeat(len(boxes))) if boxes else None
         places: dict[str, slice] = {}
-        for i, (name, box) in enumerate(boxes.items()):
-            rows = places[name] = slice(i * size, (i + 1) * size)
-            centre = None if flow.features is None else flow.features[flow.points :][rows]
-            radius = None if flow.feature_radius is None else flow.feature_radius[rows]
-            assert margins is not None
-            enclosures[name] = Enclosure(box, "box", centre, radius, margins[rows])
-        return Combination(schedule, labels, network, flow, terms, enclosures, self.backend, places)
+        if boxes:
+            assert flow is not None
+            margins = self.backend.interval_margins(network, flow, labels.repeat(len(boxes)))
+            for i, (name, box) in enumerate(boxes.items()):
+                rows = places[name] = slice(i * size, (i + 1) * size)
+                centre = None if flow.features is None else flow.features[flow.points :][rows]
+                radius = None if flow.feature_radius is None else flow.feature_radius[rows]
+                lower = functools.partial(self._interval_lower, network, flow, rows)
+                enclosures[name] = Enclosure(box, "box", centre, radius, margins[rows], lower=lower)
+        return Combination(
+            schedule,
+            labels,
+            network,
+            flow,
+            terms,
+            enclosures,
+            self.backend,
+            generator,
+            places,
+        )
+
+    def _interval_lower(self, network: Network, flow: Flow, boxes: slice, rows: Tensor) -> Tensor:
+        return self.backend.interval_lower(network, flow, rows, boxes)
+
+
+@dataclass(eq=False)
+class _Taught:
+    """The teachers' outputs, each computed once."""
+
+    teachers: Sequence[Callable[[Tensor], TeacherOutputs]]
+    inputs: Mapping[str, Tensor]
+    known: dict[tuple[int, str], TeacherOutputs] = field(default_factory=dict)
+
+    def __call__(self, i: int, name: str) -> TeacherOutputs:
+        if (i, name) not in self.known:
+            self.known[i, name] = self.teachers[i](self.inputs[name])
+        return self.known[i, name]
+
+    def lessons(self, names: frozenset[str]) -> tuple[Mapping[str, TeacherOutputs], ...]:
+        """For each teacher a mapping from inputs to outputs."""
+        return tuple(_Answers(self, i, names) for i in range(len(self.teachers)))
+
+
+@dataclass(frozen=True)
+class _Answers(Mapping[str, TeacherOutputs]):
+    """One teacher's outputs by input, computed when they are read: not every teacher is asked at every input."""
+
+    taught: _Taught
+    i: int
+    names: frozenset[str]
+
+    def __getitem__(self, name: str) -> TeacherOutputs:
+        if name not in self.names:
+            raise KeyError(name)
+        return self.taught(self.i, name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self.names))
+
+    def __len__(self) -> int:
+        return len(self.names)
 
 
 def _point(x: Tensor, logits: Tensor, features: Tensor | None, labels: Tensor) -> Enclosure:
     radius = None if features is None else torch.zeros_like(features)
-    return Enclosure(Box(x, x), "point", features, radius, margins_of(logits, labels), logits)
+    margins = margins_of(logits, labels)
+    return Enclosure(
+        Box(x, x),
+        "point",
+        features,
+        radius,
+        margins,
+        logits,
+        lower=lambda rows: (rows @ logits.unsqueeze(2)).squeeze(2),
+    )
 
 
 def _stack(points: Mapping[str, Tensor]) -> Tensor | None:

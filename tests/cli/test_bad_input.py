@@ -53,7 +53,7 @@ def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["--bound", "crown_ibp"], "bound 'crown_ibp' is not known: did you mean 'crown-ibp'? accepted: adversarial, "),
         (["--teacher", "pdg"], "teacher 'pdg' is not known: did you mean 'pgd'?"),
         (["--dataset", "mnits"], "data 'mnits' is not known: did you mean 'mnist'?"),
-        (["--model", "cnn"], "model 'cnn' is not known: did you mean 'cnn-small'?"),
+        (["--model", "cnn-smal"], "model 'cnn-smal' is not known: did you mean 'cnn-small'?"),
         (["--distill", "feature"], "distill 'feature' is not known: did you mean 'features'?"),
         (["--set", "bound.alpa=1", "--bound", "cc-ibp"], "bound.alpa is not an option: did you mean 'alpha'?"),
         (["--set", "trian.seed=1"], "trian.seed: no section 'trian': did you mean 'train'?"),
@@ -266,7 +266,7 @@ def test_teacher_with_features_of_another_width(ctkd_command: Command, empty: Pa
 
     module = plugin("model", {"name": "mlp", "widths": (20,)}).build((1, 8, 8), 10)
     finalise(module, (1, 8, 8)).save(empty / "t.safetensors")
-    refused(ctkd_command(*file_teacher(Path("t.safetensors"))), "the teacher has (20,), the student (100,)")
+    refused(ctkd_command(*file_teacher(Path("t.safetensors"))), "100 features of the student with 20 of the teacher")
 
 
 # Run folders ---------------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ def trainer(folder: Path, **settings: Any) -> Trainer:
     data = load_data(config)
     module = config.model.create().build(data.input_shape, data.classes)
     folder.mkdir(exist_ok=True)
-    return Trainer("student", module, data, plugins, config.train, None, folder, Silent(), StopRequest(), "")
+    return Trainer("student", "student", module, data, plugins, config.train, (), folder, Silent(), StopRequest(), "")
 
 
 class Poison:
@@ -89,7 +89,7 @@ def test_each_epoch_logs_what_the_docs_promise(quick_run: tuple[Path, dict[str, 
     for layer in student["validation"]["layers"].values():
         assert layer["dead"] + layer["active"] + layer["unstable"] == pytest.approx(1)
         assert layer["width"] > 0
-    assert {"robust/box", "distill/box"} <= set(student["gradient_norms"])
+    assert {"robust/box", "distill/features/box"} <= set(student["gradient_norms"])
     assert all(norm > 0 for norm in student["gradient_norms"].values())
     assert student["eps"] == pytest.approx(0.1)
 
