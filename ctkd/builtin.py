@@ -16,6 +16,20 @@ EXPRESSIVE = "De Palma et al. 2024, arXiv 2305.13991"
 CC_DIST = "De Palma 2026, arXiv 2602.02626"
 AD_CERT = "Melis et al. 2026, arXiv 2606.31653"
 SHI = "Shi et al. 2021, arXiv 2103.15887"
+HE = "He et al. 2016, arXiv 1512.03385"
+MUELLER = "Mueller et al. 2023, arXiv 2210.04871"
+MAO = "Mao et al. 2023, arXiv 2305.04574"
+XU = "Xu et al. 2020, arXiv 2002.12920"
+IBP_R = "De Palma et al. 2022, arXiv 2206.14772"
+FORWABS = "De Palma et al. 2024, arXiv 2410.01617"
+SINGLEPROP = "Boopathy et al. 2021, arXiv 2102.01208"
+TRADES = "Zhang et al. 2019, arXiv 1901.08573"
+MART = "Wang et al. 2020, openreview.net/forum?id=rklOg6EFwS"
+ARD = "Goldblum et al. 2020, arXiv 1905.09747"
+RSLAD = "Zi et al. 2021, arXiv 2108.07969"
+IAD = "Zhu et al. 2022, arXiv 2106.04928"
+AKD = "Maroto et al. 2022, arXiv 2203.07159"
+B_MTARD = "Zhao et al. 2023, arXiv 2306.16170"
 
 
 @hookimpl
@@ -32,7 +46,7 @@ def ctkd_bound_methods() -> list[Registration]:
             "crown-ibp",
             "ctkd.bounds.crown_ibp:CrownIBP",
             "one backward linear relaxation on interval bounds, mixed with intervals along the ramp",
-            (ZHANG,),
+            (ZHANG, XU),
         ),
         Registration(
             "cc-ibp",
@@ -46,6 +60,50 @@ def ctkd_bound_methods() -> list[Registration]:
             "convex combination of the adversarial loss and the interval loss",
             (EXPRESSIVE,),
         ),
+        Registration(
+            "exp-ibp",
+            "ctkd.bounds.exp_ibp:ExpIBP",
+            "geometric combination of the adversarial loss and the interval loss",
+            (EXPRESSIVE,),
+        ),
+        Registration("sabr", "ctkd.bounds.sabr:SABR", "intervals over a small box near the attacked point", (MUELLER,)),
+        Registration(
+            "taps",
+            "ctkd.bounds.taps:TAPS",
+            "intervals through a first block, attacks in the latent box through the second",
+            (MAO,),
+        ),
+        Registration("staps", "ctkd.bounds.staps:STAPS", "TAPS from the small box of SABR", (MAO, MUELLER)),
+        Registration(
+            "ibp-r",
+            "ctkd.bounds.ibp_r:IBPR",
+            "adversarial loss and the relaxation area of unstable ReLUs",
+            (IBP_R,),
+        ),
+        Registration(
+            "forwabs",
+            "ctkd.bounds.forwabs:ForwAbs",
+            "adversarial loss and output half-widths that ignore activations",
+            (FORWABS,),
+        ),
+        Registration(
+            "singleprop",
+            "ctkd.bounds.singleprop:SingleProp",
+            "clean loss and that of margins estimated in one forward pass",
+            (SINGLEPROP,),
+        ),
+        Registration(
+            "trades",
+            "ctkd.bounds.trades:TRADES",
+            "clean loss and divergence of the attacked prediction: no bounds at all",
+            (TRADES,),
+        ),
+        Registration(
+            "mart",
+            "ctkd.bounds.mart:MART",
+            "adversarial training that weighs misclassified samples: no bounds at all",
+            (MART,),
+        ),
     ]
 
 
@@ -53,9 +111,19 @@ def ctkd_bound_methods() -> list[Registration]:
 def ctkd_teachers() -> list[Registration]:
     return [
         Registration("none", "ctkd.teachers.none:NoTeacher", "no teacher"),
-        Registration("pgd", "ctkd.teachers.trained:PGDTeacher", "adversarially trained here, cached", (MADRY,)),
-        Registration("natural", "ctkd.teachers.trained:NaturalTeacher", "trained here on clean images, cached"),
-        Registration("file", "ctkd.teachers.file:FileTeacher", "weights from a safetensors file"),
+        Registration("pgd", "ctkd.teachers.pgd:PGDTeacher", "adversarially trained here, cached", (MADRY,)),
+        Registration("natural", "ctkd.teachers.natural:NaturalTeacher", "trained here on clean images, cached"),
+        Registration("trades", "ctkd.teachers.trades:TRADESTeacher", "trained here by TRADES, cached", (TRADES,)),
+        Registration("mart", "ctkd.teachers.mart:MARTTeacher", "trained here by MART, cached", (MART,)),
+        Registration(
+            "file",
+            "ctkd.teachers.file:FileTeacher",
+            "a run's network, or a state dict (safetensors, PyTorch), also of expressive-losses and CTBench",
+        ),
+        Registration("onnx", "ctkd.teachers.onnx:OnnxTeacher", "any ONNX classifier, by its logits"),
+        Registration(
+            "ensemble", "ctkd.teachers.ensemble:EnsembleTeacher", "several files or trained networks as one", (AKD,)
+        ),
     ]
 
 
@@ -72,8 +140,56 @@ def ctkd_objectives() -> list[Registration]:
         Registration(
             "logits",
             "ctkd.distill.logits:Logits",
-            "KL divergence from the teacher's prediction (AD-CERT), replaces the point's cross entropy",
-            (AD_CERT,),
+            "KL divergence from the teacher's prediction (AD-CERT, RSLAD-CERT), replaces the point's cross entropy",
+            (AD_CERT, RSLAD),
+        ),
+        Registration(
+            "logits-box",
+            "ctkd.distill.logits_box:LogitsBox",
+            "worst-case KL divergence from the teacher's prediction over any enclosure, replaces the robust loss",
+            (AD_CERT, GOWAL),
+        ),
+        Registration(
+            "features+logits",
+            "ctkd.distill.features_logits:FeaturesLogits",
+            "features on every enclosure, and logits on points",
+            (CC_DIST, AD_CERT),
+        ),
+        Registration(
+            "ard",
+            "ctkd.distill.ard:ARD",
+            "softened KL divergence at the point, clean cross entropy for the rest",
+            (ARD,),
+        ),
+        Registration(
+            "rslad",
+            "ctkd.distill.rslad:RSLAD",
+            "KL divergence at the point and at the clean input, without labels; brings a soft-label attack",
+            (RSLAD,),
+        ),
+        Registration(
+            "iad",
+            "ctkd.distill.iad:IAD",
+            "trusts the teacher as far as it handles the adversarial input, the student for the rest (IAD-I)",
+            (IAD,),
+        ),
+        Registration(
+            "iad-ii",
+            "ctkd.distill.iad_ii:IADII",
+            "two teachers, adversarial and standard, with partial trust in the first",
+            (IAD,),
+        ),
+        Registration(
+            "akd",
+            "ctkd.distill.akd:AKD",
+            "cross entropy with a mixture of label and teacher's prediction",
+            (AKD,),
+        ),
+        Registration(
+            "b-mtard",
+            "ctkd.distill.b_mtard:BMTARD",
+            "two teachers, adversarial and natural, balanced by relative losses and entropies",
+            (B_MTARD,),
         ),
     ]
 
@@ -87,7 +203,12 @@ def ctkd_attacks() -> list[Registration]:
 def ctkd_models() -> list[Registration]:
     return [
         Registration("cnn-small", "ctkd.models.cnn_small:CNNSmall", "two strided convolutions, one hidden layer"),
+        Registration("cnn5", "ctkd.models.cnn5:CNN5", "three convolutions, one hidden layer: a smaller cnn7"),
+        Registration(
+            "cnn7", "ctkd.models.cnn7:CNN7", "five convolutions, one hidden layer: the published network", (SHI,)
+        ),
         Registration("mlp", "ctkd.models.mlp:MLP", "fully connected, batch norm after each hidden layer"),
+        Registration("resnet", "ctkd.models.resnet:ResNet", "a small residual network", (HE,)),
     ]
 
 

@@ -18,6 +18,7 @@ class Adversarial:
     """The step's attack gives the point; a sound bound plays no part."""
 
     evaluates: frozenset[Kind] = frozenset({"point"})
+    sound = False
 
     def __init__(self, options: Options) -> None:
         self.options = options

@@ -26,6 +26,7 @@ class CCIBP:
 
     Options = CCIBPOptions
     evaluates: frozenset[Kind] = frozenset({"mixed"})
+    sound = False
 
     def __init__(self, options: CCIBPOptions) -> None:
         self.options = options

@@ -24,6 +24,7 @@ class IBP:
     """
 
     evaluates: frozenset[Kind] = frozenset({"box"})
+    sound = True
 
     def __init__(self, options: Options) -> None:
         self.options = options

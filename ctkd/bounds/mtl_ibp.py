@@ -29,6 +29,7 @@ class MTLIBP:
 
     Options = MTLIBPOptions
     evaluates: frozenset[Kind] = frozenset({"point", "box"})
+    sound = False
 
     def __init__(self, options: MTLIBPOptions) -> None:
         self.options = options

@@ -45,7 +45,7 @@ def one_step(
         attack=make("attack", "pgd", steps=2),
         backend=make("propagation", "native"),
         options=TrainOptions(**{"eps": 0.05, "shi_weight": 0.0, **options}),
-        teacher=teacher,
+        teachers=[] if teacher is None else [teacher],
     )
     rng = torch.Generator().manual_seed(0)
     x = torch.rand(12, 1, 8, 8, dtype=torch.float64, generator=rng)
@@ -161,7 +161,7 @@ def test_features_on_a_mixed_enclosure_is_cc_dist() -> None:
     objective.loss = spy
     loss, _ = one_step(make("bound", "cc-ibp", alpha=0.3), objective, teacher=teacher)
     ends = torch.maximum((seen["low"] - target) ** 2, (seen["high"] - target) ** 2)
-    torch.testing.assert_close(loss.terms["distill/mixed"], 5 / 8 * ends.sum(1))
+    torch.testing.assert_close(loss.terms["distill/features/mixed"], 5 / 8 * ends.sum(1))
     assert (seen["high"] > seen["low"]).any()
 
 
