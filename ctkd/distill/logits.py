@@ -1,55 +1,86 @@
 # SPDX-FileCopyrightText: The ctkd contributors
 # SPDX-License-Identifier: MIT
-"""Logit distillation of AD-CERT (Melis et al. 2026, arXiv 2606.31653)."""
+"""Logit distillation of AD-CERT and RSLAD-CERT (Melis et al. 2026, arXiv 2606.31653)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
+from pydantic import ValidationInfo, field_validator
+
+from ctkd.distill.divergence import clean_logits, divergence_from, logits_at
 from ctkd.options import Options, Positive, Unit
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ctkd.api import Enclosure, Kind, Schedule, TeacherOutputs
+    from ctkd.api import Enclosure, Kind, Lesson
+
+ADVERSARIAL_SHARE = 5 / 6
+"""Of the two terms of ``variant="rslad"``, as in RSLAD."""
 
 
 class LogitsOptions(Options):
     """How the teacher's prediction replaces the label."""
 
+    variant: Literal["adversarial", "rslad", "natural"] = "adversarial"
+    """``adversarial``: AD-CERT; ``rslad``: RSLAD-CERT, which brings ``attack.objective=kl-teacher``; ``natural``: only
+    the student's clean prediction, the public code's ``use-nat-kl``."""
     weight: Unit = 1.0
     """1 replaces the point's cross entropy altogether (the source); 0 leaves it alone."""
     temperature: Positive = 1.0
-    """Softens both predictions; the term is multiplied by its square. The source has 1."""
+    """Softens both predictions; every term is multiplied by its square. The source has 1."""
     teacher_input: Literal["clean", "adversarial"] = "clean"
-    """Where the teacher predicts; the source offers both."""
+    """Where the teacher predicts in AD-CERT; the source offers both. The other variants have ``clean``."""
+
+    @field_validator("teacher_input")
+    @classmethod
+    def _fits_the_variant(cls, value: str, info: ValidationInfo) -> str:
+        if value != "clean" and info.data.get("variant", "adversarial") != "adversarial":
+            raise ValueError(f"must be 'clean' with variant = {info.data['variant']}")
+        return value
 
 
 class Logits:
-    """``KL(teacher(x) || student(point))`` in the place of the point's cross entropy. Boxes keep theirs.
+    """A divergence from the teacher's prediction in the place of the point's cross entropy. Boxes keep theirs.
 
-    With a one-hot teacher it is the cross entropy, so with ``mtl-ibp`` it reduces to MTL-IBP.
+    With p the teacher, q the student, x' the bound method's point:
+
+        adversarial   KL(p(x) || q(x'))
+        rslad         5/6 KL(p(x) || q(x')) + 1/6 KL(p(x) || q(x))
+        natural       KL(p(x) || q(x))
+
+    With a one-hot teacher the first is the cross entropy, so with ``mtl-ibp`` it reduces to MTL-IBP; the second with
+    ``mtl-ibp`` at alpha 0 is RSLAD. The soft-label attack of the source, which maximises KL(p(x) || q(x')), is
+    ``attack.objective=kl-teacher``: a default with ``rslad``, to be set with the others.
+
+    The KL is a sum over the classes and a mean over the batch, as in the source.
     """
 
     Options = LogitsOptions
     reads: frozenset[Kind] = frozenset({"point"})
-    mode: Literal["added", "replaces"] = "replaces"
+    teachers = 1
     needs_features = False
 
     def __init__(self, options: LogitsOptions) -> None:
         self.options = options
         self.teacher_inputs = frozenset({options.teacher_input})
+        self.student_points = frozenset[str]() if options.variant == "adversarial" else frozenset({"clean"})
+        self.attack = {"objective": "kl-teacher"} if options.variant == "rslad" else {}
 
-    def loss(
-        self, enclosure: Enclosure, teacher: Mapping[str, TeacherOutputs], robust: Tensor, schedule: Schedule
-    ) -> Tensor:
-        from torch.nn.functional import kl_div
+    def loss(self, enclosure: Enclosure, lesson: Lesson) -> Tensor:
+        weight = self.options.weight
+        divergence = self._divergence(enclosure, lesson)
+        return divergence if weight == 1 else (1 - weight) * lesson.robust + weight * divergence
 
-        assert enclosure.logits is not None
-        temperature, weight = self.options.temperature, self.options.weight
-        target = (teacher[self.options.teacher_input].logits / temperature).softmax(1)
-        student = (enclosure.logits / temperature).log_softmax(1)
-        # kl_div takes p log p as 0 at p = 0.
-        divergence = kl_div(student, target, reduction="none").sum(1) * temperature**2
-        return divergence if weight == 1 else (1 - weight) * robust + weight * divergence
+    def _divergence(self, enclosure: Enclosure, lesson: Lesson) -> Tensor:
+        variant, temperature = self.options.variant, self.options.temperature
+        teacher = lesson.teacher[self.options.teacher_input].logits
+        if variant != "natural":
+            at_point = lesson.record("logits", divergence_from(teacher, logits_at(enclosure), temperature))
+            if variant == "adversarial":
+                return at_point
+        at_clean = lesson.record("logits-clean", divergence_from(teacher, clean_logits(lesson), temperature))
+        if variant == "natural":
+            return at_clean
+        return ADVERSARIAL_SHARE * at_point + (1 - ADVERSARIAL_SHARE) * at_clean

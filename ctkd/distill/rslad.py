@@ -1,0 +1,50 @@
+# SPDX-FileCopyrightText: The ctkd contributors
+# SPDX-License-Identifier: MIT
+"""RSLAD, robust soft label adversarial distillation (Zi et al. 2021, arXiv 2108.07969)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from ctkd.distill.divergence import clean_logits, divergence_from, logits_at
+from ctkd.options import NonNegative, Options
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ctkd.api import Enclosure, Kind, Lesson
+
+
+class RSLADOptions(Options):
+    """The defaults are those of the source."""
+
+    adversarial_weight: NonNegative = 5 / 6
+    """Of the divergence at the bound method's point."""
+    clean_weight: NonNegative = 1 / 6
+    """Of the divergence at the clean input."""
+
+
+class RSLAD:
+    """``5/6 KL(p(x) || q(x')) + 1/6 KL(p(x) || q(x))``: no labels at all, in the place of the point's cross entropy.
+
+    p is the teacher, q the student, x' the bound method's point. It brings the attack of the source, which maximises
+    KL(p(x) || q(x')): ``attack.objective=kl-teacher``. The KL is a sum over the classes, as in the paper; the public
+    code averages over them, too (and multiplies by 10 for 100 classes).
+    """
+
+    Options = RSLADOptions
+    attack: ClassVar[dict[str, str]] = {"objective": "kl-teacher"}
+    reads: frozenset[Kind] = frozenset({"point"})
+    teachers = 1
+    teacher_inputs = frozenset({"clean"})
+    student_points = frozenset({"clean"})
+    needs_features = False
+
+    def __init__(self, options: RSLADOptions) -> None:
+        self.options = options
+
+    def loss(self, enclosure: Enclosure, lesson: Lesson) -> Tensor:
+        teacher = lesson.teacher["clean"].logits
+        at_point = lesson.record("logits", divergence_from(teacher, logits_at(enclosure)))
+        at_clean = lesson.record("logits-clean", divergence_from(teacher, clean_logits(lesson)))
+        return self.options.adversarial_weight * at_point + self.options.clean_weight * at_clean
