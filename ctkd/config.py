@@ -15,7 +15,9 @@ from typing import Any, cast
 from ctkd.certify.options import CertifyOptions, ExportOptions
 from ctkd.errors import BadInput, CtkdError, nearest
 from ctkd.hookspecs import Registration
+from ctkd.layers import FILE, FLAG, SHIPPED, Layers
 from ctkd.options import Options, Radius, validate
+from ctkd.pairs import check_pair
 from ctkd.plugins import create, options_class, registry
 from ctkd.train.options import TrainOptions
 
@@ -123,34 +125,6 @@ def dump(config: RunConfig, *, sources: bool = False) -> str:
 # Merging -------------------------------------------------------------------------------------------------
 
 
-class Layers:
-    """Values by role and key, one per rank; the highest rank wins."""
-
-    def __init__(self) -> None:
-        self.values: dict[tuple[str, str], dict[int, tuple[Any, str]]] = {}
-
-    def put(self, rank: int, role: str, key: str, value: Any, source: str) -> None:
-        self.values.setdefault((role, key), {})[rank] = (value, source)
-
-    def top(self, role: str, key: str, below: int | None = None) -> tuple[int, Any, str] | None:
-        """Rank, value and source of the winner, among ranks below a limit if one is given."""
-        known = {r: v for r, v in self.values.get((role, key), {}).items() if below is None or r < below}
-        return (max(known), *known[max(known)]) if known else None
-
-    def get(self, role: str, key: str) -> Any:
-        found = self.top(role, key)
-        return None if found is None else found[1]
-
-    def table(self, role: str) -> dict[str, Any]:
-        return {key: self.get(role, key) for known, key in self.values if known == role}
-
-    def sources(self) -> dict[str, str]:
-        return {f"{role}.{key}": found[2] for role, key in self.values if (found := self.top(role, key))}
-
-
-SHIPPED, FILE, FLAG = 1, 2, 3
-
-
 def resolve(flags: Mapping[str, Any] | None = None, file: Path | None = None) -> RunConfig:
     """Merge and validate.
 
@@ -192,10 +166,14 @@ def _nth(role: str, i: int) -> str:
     return role if i == 1 else f"{role}.{i}"
 
 
+def _teacher_numbers(layers: Layers) -> list[int]:
+    roles = {role for role, _ in layers.values if role.split(".")[0] == "teacher"}
+    return sorted({1, *(int(role.partition(".")[2] or 1) for role in roles)})
+
+
 def _teacher_roles(layers: Layers) -> list[str]:
-    """``teacher``, ``teacher.2``, ... as far as any was mentioned."""
-    numbers = [int(role.partition(".")[2] or 1) for role, _ in layers.values if role.split(".")[0] == "teacher"]
-    return [_nth("teacher", i) for i in range(1, max([1, *numbers]) + 1)]
+    """``teacher``, ``teacher.2``, ... up to the first gap."""
+    return [_nth("teacher", i) for i, found in enumerate(_teacher_numbers(layers), start=1) if i == found]
 
 
 def _kind(role: str) -> str:
@@ -225,6 +203,8 @@ def _read(file: Path, problems: list[str]) -> Iterable[tuple[str, str, Any]]:
         if role == "teacher" and isinstance(table, list) and all(isinstance(part, dict) for part in table):
             for i, part in enumerate(table, start=1):
                 found += [(_nth(role, i), key, value) for key, value in part.items()]
+        elif "." in role:  # a quoted name
+            problems.append(f"{file}: no section {role!r}; several teachers are written as [[teacher]] tables")
         elif not isinstance(table, dict):
             problems.append(f"{file}: {role!r} is not a table; write it under one of {', '.join([*ROLES, *SECTIONS])}")
         elif _known_role(role, "name", role, problems):
@@ -239,6 +219,8 @@ def _choose(layers: Layers, problems: list[str]) -> dict[str, Registration]:
     def find(role: str) -> None:
         name = layers.get(role, "name")
         try:
+            if name is None and role.startswith("teacher."):
+                raise BadInput(f"{role}.name must be given, such as pgd: it says where the teacher comes from")
             if not isinstance(name, str):
                 raise BadInput(f"{role}.name={name!r} must be the name of a plugin")
             entries[role] = registry().find(_kind(role), name, role)
@@ -255,6 +237,12 @@ def _choose(layers: Layers, problems: list[str]) -> dict[str, Registration]:
     if layers.get("train", "eps") is None and dataset:
         problems.append(f"data set {dataset!r} has no default radius: give --eps")
     layers.put(0, "distill", "name", "none" if layers.get("teacher", "name") == "none" else "features", "default")
+    for i, number in enumerate(_teacher_numbers(layers), start=1):
+        if i != number:
+            problems.append(
+                f"teacher.{number}: there is no teacher.{i}; number further teachers 2, 3, ... without gaps"
+            )
+            break
     for role in [*(r for r in ROLES if r not in ("data", "teacher")), *_teacher_roles(layers)]:
         find(role)
     eps = _number(layers.get("train", "eps"))
@@ -378,41 +366,3 @@ def _build(layers: Layers, entries: Mapping[str, Registration], problems: list[s
         teachers=teachers,
         **cast(Any, {**choices, **sections}),
     )
-
-
-def check_pair(config: RunConfig) -> None:
-    """Raises: BadInput if bound method, objective, attack and teachers cannot work together, with the reason."""
-    method, objective = config.bound.create(), config.distill.create()
-    count = len(config.teachers) if config.taught else 0
-    if not config.taught and len(config.teachers) > 1:
-        raise BadInput("teacher.name=none stands beside another teacher; leave it out")
-    if getattr(config.attack.create(), "reference", None) == "teacher" and not count:
-        raise BadInput(
-            f"attack.objective={getattr(config.attack.options, 'objective', '')} moves away from the teacher's "
-            "prediction, and teacher.name=none; choose a teacher such as --teacher pgd"
-        )
-    if config.distill.name == "none":
-        return
-    if not count:
-        raise BadInput(
-            f"distill.name={config.distill.name} needs a teacher, and teacher.name=none; "
-            "choose a teacher such as --teacher pgd, or --distill none"
-        )
-    if count != objective.teachers:
-        more = "repeat --teacher, such as --teacher pgd --teacher natural"
-        fewer = "give one; --teacher ensemble makes one of several"
-        raise BadInput(
-            f"distill.name={config.distill.name} learns from {objective.teachers} "
-            f"teacher{'s' if objective.teachers != 1 else ''}, found {count}: "
-            f"{more if count < objective.teachers else fewer}"
-        )
-    if not objective.reads & method.evaluates:
-        raise BadInput(
-            f"distill.name={config.distill.name} reads {_kinds(objective.reads)} enclosures, but "
-            f"bound.name={config.bound.name} takes its loss on {_kinds(method.evaluates)} ones only, so it would do "
-            "nothing; mtl-ibp evaluates points and boxes, and --distill features reads every kind"
-        )
-
-
-def _kinds(kinds: Iterable[str]) -> str:
-    return " and ".join(sorted(kinds))

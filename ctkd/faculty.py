@@ -49,13 +49,6 @@ def record(teacher: Teacher, facts: dict[str, Any], folder: Path) -> None:
     write_json(folder / "teacher.json", {**facts, "stored": stored})
 
 
-def check(teacher: Teacher, name: str, data: Data) -> None:
-    """Raises: BadInput if a teacher cannot teach this data set, with the reason."""
-    check_fits(teacher, name, data)
-    check_logits(teacher, name, data.validation)
-    check_chance(teacher, name, data)
-
-
 def check_fits(teacher: Teacher, name: str, data: Data) -> None:
     """Raises: BadInput if a teacher is for other inputs or classes than the data set's."""
     for member in teacher.members:

@@ -4,9 +4,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
-import json
 import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,13 +17,14 @@ import torch
 from torch import nn
 
 from ctkd import faculty
-from ctkd.api import Attack, Data, Split
+from ctkd.api import Attack, Data, Split, TeacherSource
 from ctkd.certify.cascade import Cascade, Certificate
 from ctkd.certify.options import CertifyOptions
 from ctkd.certify.store import Store
 from ctkd.config import Choice, RunConfig
 from ctkd.data.checks import check_data
 from ctkd.errors import BadInput, CtkdError, Interrupted, RunFailed
+from ctkd.fingerprint import fit_key
 from ctkd.interrupt import StopRequest
 from ctkd.options import validate
 from ctkd.plugins import create, options_class, registry
@@ -57,16 +56,19 @@ def plugin(kind: str, table: Mapping[str, Any]) -> Any:
     return create(entry, options)
 
 
-def evaluation_attack(options: CertifyOptions) -> Attack:
-    """The attack of all reported adversarial accuracies: PGD on the margin."""
-    table = {
+def attack_table(options: CertifyOptions) -> dict[str, Any]:
+    return {
         "name": "pgd",
         "steps": options.attack_steps,
         "restarts": options.attack_restarts,
         "step_size": options.attack_step_size,
         "objective": "margin",
     }
-    return plugin("attack", table)  # type: ignore[no-any-return]
+
+
+def evaluation_attack(options: CertifyOptions) -> Attack:
+    """The attack of all reported adversarial accuracies: PGD on the margin."""
+    return plugin("attack", attack_table(options))  # type: ignore[no-any-return]
 
 
 def versions() -> dict[str, str]:
@@ -75,25 +77,8 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}
 
 
-def code_digest() -> str:
-    """A fingerprint of ctkd's own code: a cached teacher is not reused after the code that made it changed."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
 def split_digest(split: Split) -> str:
     return digest_tensors({"images": split.images, "labels": split.labels})[:16]
-
-
-def data_fingerprint(data: Data) -> str:
-    parts = {
-        f"{name}/{part}": getattr(getattr(data, name), part)
-        for name in ("train", "validation", "test")
-        for part in ("images", "labels")
-    }
-    return digest_tensors(parts)
 
 
 class Clock:
@@ -122,7 +107,7 @@ class Session:
 
     def __post_init__(self) -> None:
         self.clock = Clock(self.folder.path / "seconds.json")
-        self._label, self._fits = "teacher", 0
+        self._label, self._fits, self._expects_features = "teacher", 0, False
 
     @property
     def resume_hint(self) -> str:
@@ -161,21 +146,11 @@ class Session:
     ) -> Network:
         self._fits += 1
         choice = self.config.model if model is None else _by_name("model", model)
-        options = {key: value for key, value in train.model_dump(mode="json").items() if key != "checkpoint_seconds"}
-        key = {
-            "data": data_fingerprint(self.data),
-            "data options": self.config.data.options.model_dump(mode="json"),
-            "model": choice.table(),
-            "train": options,
-            "attack": dict(attack),
-            "bound": dict(bound),
-            "versions": versions(),
-            "machine": platform.machine(),
-            "code": code_digest(),
-            "origins": sorted({choice.entry.origin, self.config.propagation.entry.origin}),
-            "structure": finalise(self.build_model(model), self.data.input_shape).structure(),
-        }
-        name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+        fresh = finalise(self.build_model(model), self.data.input_shape)
+        if self._expects_features:
+            self._check_objective(Teacher((fresh,)))
+        selection = self._selecting_table()
+        name = fit_key(self.config, self.data, choice, fresh, train, attack, bound, selection, versions())
         cached = cache_folder() / "teachers" / f"{name}.safetensors"
         if cached.is_file():
             try:
@@ -191,7 +166,7 @@ class Session:
             backend=self.config.propagation.create(),
             evaluation=self._selecting_attack(),
         )
-        label = self._label if self._fits == 1 else f"{self._label}.{self._fits}"
+        label = self._label if self._fits == 1 else f"{self._label}/member-{self._fits}"
         network = self._train(label, "teacher", train, plugins, (), self.build_model(model))
         try:
             cached.parent.mkdir(parents=True, exist_ok=True)
@@ -204,42 +179,68 @@ class Session:
         """The teachers, evaluated, hashed and recorded, and their figures; both empty without one."""
         if not self.config.taught:
             return [], []
-        found = [self._teacher(choice, i) for i, choice in enumerate(self.config.teachers, start=1)]
-        return [teacher for teacher, _ in found], [facts for _, facts in found]
+        done: dict[int, tuple[Teacher, dict[str, Any]]] = {}
+        sources: dict[int, TeacherSource] = {}
+        for i, choice in enumerate(self.config.teachers):
+            recorded = faculty.load_recorded(self._teacher_folder(i), self.data.input_shape)
+            if recorded is None:
+                sources[i] = choice.create()
+            else:
+                done[i] = recorded
+        # What needs no training comes first: what is wrong with it is refused before hours of work, and before
+        # anything is stored.
+        ready = {i: self._obtain(i, source) for i, source in sources.items() if not getattr(source, "trains", True)}
+        for i, source in sources.items():
+            teacher = ready[i] if i in ready else self._obtain(i, source)
+            done[i] = teacher, self._evaluated(teacher, i)
+            faculty.record(*done[i], self._teacher_folder(i))
+        return [done[i][0] for i in sorted(done)], [done[i][1] for i in sorted(done)]
 
-    def _teacher(self, choice: Choice, number: int) -> tuple[Teacher, dict[str, Any]]:
+    def _teacher_folder(self, i: int) -> Path:
+        return self.folder.path / _teacher_label(i)
+
+    def _obtain(self, i: int, source: TeacherSource) -> Teacher:
         # A source may train several networks: they are named after its place and their order.
-        self._label, self._fits = "teacher" if number == 1 else f"teacher-{number}", 0
-        folder = self.folder.path / self._label
-        recorded = faculty.load_recorded(folder, self.data.input_shape)
-        if recorded is not None:
-            return recorded
+        choice, self._label, self._fits = self.config.teachers[i], _teacher_label(i), 0
+        self._expects_features = i == 0 and getattr(source, "features", False) and getattr(source, "trains", False)
         with attributed(choice):
-            found: Teacher | Network | None = choice.create().obtain(self)
-        if found is None:
-            raise RunFailed(f"teacher {choice.name!r} of {choice.entry.origin} returned no teacher")
+            found = source.obtain(self)
+        if not isinstance(found, Teacher | Network):
+            what = "no teacher" if found is None else f"a {type(found).__name__}, neither a Network nor a Teacher"
+            raise RunFailed(f"teacher {choice.name!r} of {choice.entry.origin} returned {what}")
         teacher = Teacher((found,)) if isinstance(found, Network) else found
         faculty.check_fits(teacher, choice.name, self.data)
-        if number == 1:
+        if i == 0:
             self._check_objective(teacher)
         faculty.check_logits(teacher, choice.name, self.data.validation)
+        faculty.check_chance(teacher, choice.name, self.data)
+        return teacher
+
+    def _evaluated(self, teacher: Teacher, i: int) -> dict[str, Any]:
         self.reporter.say("evaluating the teacher")
-        options = self.config.certify
+        options, name = self.config.certify, self.config.teachers[i].name
         test, attack = selected(self.data, options), evaluation_attack(options)
-        facts = faculty.evaluate(teacher, choice.name, self.data, test, self.eps, attack, options.seed, self.check_stop)
-        faculty.record(teacher, facts, folder)
-        return teacher, facts
+        return faculty.evaluate(teacher, name, self.data, test, self.eps, attack, options.seed, self.check_stop)
 
     def _check_objective(self, teacher: Teacher) -> None:
-        """Let the objective refuse a teacher whose features do not fit, before the student's training."""
-        prepare = getattr(self.config.distill.create(), "prepare", None)
+        """Let the objective refuse a teacher whose features do not fit, before training."""
+        objective = self.config.distill.create()
+        prepare = getattr(objective, "prepare", None)
         if prepare is not None:
             student = self.config.propagation.create().trace(self.build_model(), self.data.input_shape).bind()
             prepare(feature_widths(student, teacher), generator(0, "check"))
+        if objective.needs_features and teacher.feature_shape is None:
+            raise BadInput(
+                f"distill.name={self.config.distill.name} reads the teacher's features, and teacher "
+                f"{self.config.teachers[0].name!r} has none: it is not one network that ends in a Linear layer"
+            )
+
+    def _selecting_table(self) -> dict[str, Any]:
+        return attack_table(self.config.certify.model_copy(update={"attack_steps": 10, "attack_restarts": 1}))
 
     def _selecting_attack(self) -> Attack:
         """The attack by which epochs are compared: a short one, since it runs after each."""
-        return evaluation_attack(self.config.certify.model_copy(update={"attack_steps": 10, "attack_restarts": 1}))
+        return plugin("attack", self._selecting_table())  # type: ignore[no-any-return]
 
     def check_stop(self) -> None:
         """Raises: Interrupted if a signal came; everything finished so far is stored."""
@@ -279,7 +280,7 @@ class Session:
             self.hook("ctkd_epoch_finished", network=name, metrics=metrics)
 
         place = self.folder.path / name
-        place.mkdir(exist_ok=True)
+        place.mkdir(parents=True, exist_ok=True)
         trainer = Trainer(
             name=name,
             role=role,
@@ -332,6 +333,10 @@ class Session:
             except Exception as error:  # foreign code: anything may come out of it
                 self.reporter.warn(f"plugin {implementation.plugin_name}: {name} raised {error!r}; it is switched off")
                 registry().manager.unregister(implementation.plugin)
+
+
+def _teacher_label(i: int) -> str:
+    return "teacher" if i == 0 else f"teacher-{i + 1}"
 
 
 def _by_name(kind: str, name: str) -> Choice:

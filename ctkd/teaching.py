@@ -41,8 +41,8 @@ class OnnxModel:
         size = 2
         try:
             session = _session(content)
-            (first, *_) = (*session.get_inputs()[0].shape, None)
-            batch = first if isinstance(first, int) and first > 0 else None
+            shape: list[int | str | None] = session.get_inputs()[0].shape
+            batch = next((size for size in shape[:1] if isinstance(size, int) and size > 0), None)
             size = batch or size
             found = OnnxModel(content, session, input_shape, 0, batch).raw(torch.zeros(size, *input_shape))
         except Exception as error:  # onnxruntime raises types of its own
@@ -67,7 +67,7 @@ class OnnxModel:
             return self.raw(x).to(x)
         missing = -len(x) % self.batch
         padded = torch.cat([x, x.new_zeros(missing, *self.input_shape)]) if missing else x
-        return torch.cat([self.raw(part) for part in padded.split(self.batch)])[: len(x)].to(x)
+        return torch.cat([self.raw(part) for part in torch.split(padded, self.batch)])[: len(x)].to(x)
 
     def sha256(self) -> str:
         return hashlib.sha256(self.content).hexdigest()
@@ -101,6 +101,10 @@ class Teacher:
     members: tuple[Network | OnnxModel, ...]
     average: Average = "probabilities"
     probabilities: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.members:
+            raise ValueError("a teacher needs at least one network")
 
     @property
     def input_shape(self) -> tuple[int, ...]:

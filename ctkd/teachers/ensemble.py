@@ -99,13 +99,11 @@ class EnsembleTeacher:
         assert options.of is not None
         entry = registry().find("teacher", options.of)
         first = context.seed if options.seed is None else options.seed
-        return Teacher(
-            tuple(
-                create(entry, options_class(entry)(**options.member(), seed=first + i)).obtain(context)
-                for i in range(options.size)
-            ),
-            options.average,
-        )
+        trained: list[Network] = []
+        for i in range(options.size):
+            table = {**options.member(), "seed": first + i}
+            trained.append(create(entry, options_class(entry)(**table)).obtain(context))
+        return Teacher(tuple(trained), options.average)
 
 
 def _read(path: Path, input_shape: tuple[int, ...]) -> Network | OnnxModel:

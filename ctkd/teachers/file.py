@@ -45,7 +45,8 @@ class FileTeacherOptions(Options):
     model: ModelName | None = None
     """For a state dict: the model's name; None is the student's model with the student's options."""
     names: Literal["own", "expressive-losses", "ctbench"] = "own"
-    """How the file names the layers."""
+    """``own``: as the model does. ``expressive-losses``: ``N.weight``, N the place in a plain nn.Sequential, images
+    normalised outside. ``ctbench``: the same behind ``0.mean``, ``0.std``. Both are matched by order and shape."""
     mean: Annotated[tuple[Number, ...], BeforeValidator(_several), Field(min_length=1)] | None = None
     """For weights that expect ``(x - mean) / std``: per channel, or one for all. MNIST there: 0 and 1; CIFAR-10: mean
     [0.4914, 0.4822, 0.4465], std [0.2023, 0.1994, 0.2010]."""

@@ -64,14 +64,20 @@ def _unpickle(path: Path) -> dict[str, Tensor]:
             found = found[key]
             break
     if not isinstance(found, Mapping) or not all(isinstance(part, Tensor) for part in found.values()) or not found:
-        what = f"a mapping with {', '.join(map(repr, list(found)[:5]))}" if isinstance(found, Mapping) else type(found)
+        what = (
+            f"a mapping with {', '.join(map(repr, list(found)[:5]))}"
+            if isinstance(found, Mapping)
+            else type(found).__name__
+        )
         raise BadInput(f"{path} holds no state dict (names to tensors, alone or under 'state_dict'), found {what}")
     return {str(name): tensor.detach() for name, tensor in found.items()}
 
 
 def _damaged(path: Path, error: Exception) -> BadInput:
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return BadInput(f"{path} is not a PyTorch checkpoint, or is damaged: {reason[:200]}")
+    # PyTorch's own reason follows a paragraph of advice, or comes before it.
+    text = re.sub(r".*WeightsUnpickler error:", "", " ".join(str(error).split())).strip()
+    reason = re.split(r"\. | Check the documentation", text)[0][:150] or type(error).__name__
+    return BadInput(f"{path} is not a PyTorch checkpoint, or is damaged: {reason}")
 
 
 # Weights by place ----------------------------------------------------------------------------------------

@@ -96,6 +96,9 @@ class Trainer:
                 self._epoch(total)
         finally:
             self.reporter.end()
+        if self.step < total:
+            done = f"{self.step // self.steps_per_epoch} of {self.options.epochs}"
+            self.reporter.say(f"the {self.name} stops after epoch {done}: none was better than {self.best_epoch}")
         return self._finish()
 
     # Preparation -----------------------------------------------------------------------------------------
@@ -196,14 +199,15 @@ class Trainer:
         if self.stop and self.step < total:
             self._interrupt(saved=True)
 
-    def _select(self, metrics: Mapping[str, Any]) -> None:
+    def _select(self, metrics: dict[str, Any]) -> None:
         """Keep the weights of the best epoch at the full radius, where ``train.keep`` asks for one."""
         key = KEEP[self.options.keep]
-        if key is None or metrics["phase"] != "full":
+        if key is None:
             return
-        if metrics["validation"][key] > self.best_value:
+        if metrics["phase"] == "full" and metrics["validation"][key] > self.best_value:
             self.best_value, self.best_epoch = metrics["validation"][key], metrics["epoch"]
             self.best = {name: value.detach().clone() for name, value in self.module.state_dict().items()}
+        metrics["best_epoch"] = self.best_epoch or None
 
     def _enough(self) -> bool:
         """Whether ``train.patience`` is used up."""

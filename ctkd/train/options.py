@@ -78,6 +78,11 @@ class TrainOptions(Options):
             )
         if self.patience is not None and self.keep == "last":
             raise ValueError(f"patience = {self.patience} needs keep = best-adversarial or best-interval")
+        if self.keep != "last" and self.warmup + self.ramp >= self.epochs:
+            raise ValueError(
+                f"keep = {self.keep} compares epochs at the full radius, and warmup + ramp = "
+                f"{self.warmup + self.ramp:g} leaves none of epochs = {self.epochs}"
+            )
         if self.average_from is not None and self.keep != "last":
             raise ValueError(f"keep = {self.keep} takes one epoch's weights, average_from those of many: choose one")
         if self.final and self.keep != "last":

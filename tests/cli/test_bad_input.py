@@ -209,11 +209,9 @@ def file_teacher(path: Path, **settings: str) -> list[str]:
     return ["train", "--teacher", "file", "--set", f"teacher.path={path}", "--epochs", "1", "--out", "run", *sets]
 
 
-def test_teacher_weights_that_could_execute_code(ctkd_command: Command, empty: Path) -> None:
-    torch.save({"weight": torch.zeros(2)}, empty / "zip.pt")
+def test_teacher_weights_that_are_another_pickle(ctkd_command: Command, empty: Path) -> None:
     (empty / "plain.pkl").write_bytes(pickle.dumps({"a": 1}))
-    for name in ("zip.pt", "plain.pkl"):
-        refused(ctkd_command(*file_teacher(Path(name))), f"{name} is a pickled PyTorch file, which can execute code")
+    refused(ctkd_command(*file_teacher(Path("plain.pkl"))), "plain.pkl is not a PyTorch checkpoint, or is damaged")
     assert not (empty / "run").exists()
 
 

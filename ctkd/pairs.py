@@ -1,0 +1,57 @@
+# SPDX-FileCopyrightText: The ctkd contributors
+# SPDX-License-Identifier: MIT
+"""Which bound methods, objectives, attacks and teachers can work together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from ctkd.errors import BadInput
+
+if TYPE_CHECKING:
+    from ctkd.config import RunConfig
+
+
+def check_pair(config: RunConfig) -> None:
+    """Raises: BadInput if bound method, objective, attack and teachers cannot work together, with the reason."""
+    method, objective = config.bound.create(), config.distill.create()
+    count = len(config.teachers) if config.taught else 0
+    if not config.taught and len(config.teachers) > 1:
+        raise BadInput("teacher.name=none stands beside another teacher; leave it out")
+    if getattr(config.attack.create(), "reference", None) == "teacher" and not count:
+        raise BadInput(
+            f"attack.objective={getattr(config.attack.options, 'objective', '')} moves away from the teacher's "
+            "prediction, and teacher.name=none; choose a teacher such as --teacher pgd"
+        )
+    if config.distill.name == "none":
+        return
+    if not count:
+        raise BadInput(
+            f"distill.name={config.distill.name} needs a teacher, and teacher.name=none; "
+            "choose a teacher such as --teacher pgd, or --distill none"
+        )
+    if count != objective.teachers:
+        more = "repeat --teacher, such as --teacher pgd --teacher natural"
+        fewer = "give one; --teacher ensemble makes one of several"
+        raise BadInput(
+            f"distill.name={config.distill.name} learns from {objective.teachers} "
+            f"teacher{'s' if objective.teachers != 1 else ''}, found {count}: "
+            f"{more if count < objective.teachers else fewer}"
+        )
+    first = config.teachers[0]
+    if objective.needs_features and not getattr(first.create(), "features", True):
+        raise BadInput(
+            f"distill.name={config.distill.name} reads the teacher's features, and teacher {first.name!r} gives "
+            "logits only; choose an objective on logits, such as --distill logits, or another teacher"
+        )
+    if not objective.reads & method.evaluates:
+        raise BadInput(
+            f"distill.name={config.distill.name} reads {_kinds(objective.reads)} enclosures, but "
+            f"bound.name={config.bound.name} takes its loss on {_kinds(method.evaluates)} ones only, so it would do "
+            "nothing; mtl-ibp evaluates points and boxes, and --distill features reads every kind"
+        )
+
+
+def _kinds(kinds: Iterable[str]) -> str:
+    return " and ".join(sorted(kinds))
