@@ -15,10 +15,10 @@ from typing import Any, cast
 from ctkd.certify.options import CertifyOptions, ExportOptions
 from ctkd.errors import BadInput, CtkdError, nearest
 from ctkd.hookspecs import Registration
-from ctkd.layers import FILE, FLAG, SHIPPED, Layers
 from ctkd.options import Options, Radius, validate
 from ctkd.pairs import check_pair
 from ctkd.plugins import create, options_class, registry
+from ctkd.settings import FILE, FLAG, SHIPPED, Layers
 from ctkd.train.options import TrainOptions
 
 ROLES = {
