@@ -128,8 +128,10 @@ class BoundMethod(Protocol):
     none of them is refused before training. ``sound`` says whether the training loss, without an objective, bounds the
     loss over the full box from above; where it is False it is an estimate.
 
-    Two attributes are optional. ``attack``: options of the attack that the method brings as defaults, such as
-    ``{"objective": "kl-student"}``. ``check(network)``: called before training with the student as a bound network;
+    Further attributes are optional. ``point``: where its point loss is taken, ``adversarial`` unless it says ``clean``.
+    ``own_loss``: True where an enclosure it hands to ``step.loss`` carries a loss of the method's own. ``attack``:
+    options of the attack that the method brings as defaults, such as ``{"objective": "kl-student"}``.
+    ``check(network)``: called before training with the student as a bound network;
     raises BadInput where the method cannot work with it.
     """
 
@@ -187,7 +189,10 @@ class Objective(Protocol):
         student_points: where it needs the student beside the enclosure: any of ``clean``, ``adversarial``.
         needs_features: True if the teacher's features are read.
 
-    Three attributes are optional. ``attack``: options of the attack that the objective brings as defaults, such as
+    Further attributes are optional. ``point``: ``adversarial`` where it is defined for a point that was attacked, so
+    that methods whose point is the clean input are refused. ``needs_functionals``: True where it takes the place of
+    the loss through ``Enclosure.lower``, so that methods with a loss of their own are refused. ``attack``: options of
+    the attack that the objective brings as defaults, such as
     ``{"objective": "kl-teacher"}``. ``prepare(widths, generator)``: called before training with the numbers of
     features ``(student, first teacher)``, None where there are none, and a generator; raises BadInput where they do
     not fit, and returns trainable tensors of the objective's own, which core optimises and keeps in checkpoints.

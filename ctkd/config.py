@@ -84,7 +84,7 @@ class RunConfig:
         return all(choice.name != "none" for choice in self.teachers)
 
     def tables(self) -> dict[str, Any]:
-        """The whole configuration as plain tables, several teachers as a list; None is left out, as TOML has none."""
+        """The whole configuration as plain tables, several teachers as a list; None is ``"none"``, as TOML has none."""
         tables: dict[str, Any] = {}
         for role in ROLES:
             if role == "teacher":
@@ -101,7 +101,7 @@ class RunConfig:
 
 
 def _plain(options: Options) -> dict[str, Any]:
-    return {key: value for key, value in options.model_dump(mode="json").items() if value is not None}
+    return {key: "none" if value is None else value for key, value in options.model_dump(mode="json").items()}
 
 
 def dump(config: RunConfig, *, sources: bool = False) -> str:
@@ -146,6 +146,7 @@ def resolve(flags: Mapping[str, Any] | None = None, file: Path | None = None) ->
             layers.put(FLAG, role, key, value, "command line")
     entries = _choose(layers, problems)
     _scale_schedule(layers)
+    _keep_one_epoch(layers)
     config = _build(layers, entries, problems)
     if problems or config is None:
         raise BadInput(*dict.fromkeys(problems))
@@ -271,6 +272,12 @@ def _bring_attack(layers: Layers, entries: Mapping[str, Registration], problems:
             problems.append(str(error))
             continue
         for key, value in brought.items():
+            known = layers.top("attack", key)
+            if known is not None and known[0] == 0 and known[1] != value:
+                problems.append(
+                    f"{known[2]} brings attack.{key}={known[1]} and {role} {entries[role].name} attack.{key}={value}: "
+                    f"choose one of them, or set attack.{key}"
+                )
             layers.put(0, "attack", key, value, f"{role} {entries[role].name}")
 
 
@@ -330,6 +337,17 @@ def _scale_schedule(layers: Layers) -> None:
         many = isinstance(value, list | tuple)
         scaled = [round(v * epochs / before, 6) for v in (value if many else [value])]
         layers.put(rank, "train", key, scaled if many else scaled[0], "scaled with epochs")
+
+
+def _keep_one_epoch(layers: Layers) -> None:
+    """Who asks for one epoch's weights means neither the shipped averaging nor the shipped use of validation images."""
+    found = layers.top("train", "keep")
+    if found is None or found[0] <= SHIPPED or found[1] == "last":
+        return
+    for key, value in (("average_from", None), ("final", False)):
+        known = layers.top("train", key)
+        if known is not None and (known[0] <= SHIPPED or known[2] == "scaled with epochs"):
+            layers.put(found[0], "train", key, value, "follows train.keep")
 
 
 def _build(layers: Layers, entries: Mapping[str, Registration], problems: list[str]) -> RunConfig | None:

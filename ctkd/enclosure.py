@@ -46,7 +46,12 @@ class Enclosure:
     statistics: Literal["batch", "running"] = "batch"
 
     def mix(self, other: Enclosure, weight: float) -> Enclosure:
-        """``(1 - weight) self + weight other``: centre, radius and margins alike."""
+        """``(1 - weight) self + weight other``: centre, radius and margins alike, and losses where both have their own.
+
+        Raises: ValueError if one has a loss of its own and the other has not.
+        """
+        if (self.loss is None) != (other.loss is None):
+            raise ValueError("an enclosure with a loss of its own cannot be mixed with one that has none; mix losses")
 
         def blend(a: Tensor | None, b: Tensor | None) -> Tensor | None:
             if weight in (0, 1):  # so that no infinite bound of weight 0 becomes NaN
@@ -66,6 +71,7 @@ class Enclosure:
             centre=blend(self.centre, other.centre),
             radius=blend(self.radius, other.radius),
             margins=blend(self.margins, other.margins),
+            loss=blend(self.loss, other.loss),
             lower=lower if self.lower is not None and other.lower is not None else None,
             statistics=other.statistics,
         )

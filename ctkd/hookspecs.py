@@ -123,7 +123,8 @@ class Hooks:
 
         Args:
             folder: the run's folder.
-            network: ``"teacher"`` or ``"student"``.
+            network: ``"student"`` or ``"teacher"``; further teachers are ``"teacher-2"``, ..., further members of an
+                ensemble ``"teacher/member-2"``, ...
             metrics: what was appended to ``metrics.jsonl``: epoch, eps, losses, accuracies (fractions), seconds.
         """
 

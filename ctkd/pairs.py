@@ -19,6 +19,11 @@ def check_pair(config: RunConfig) -> None:
     count = len(config.teachers) if config.taught else 0
     if not config.taught and len(config.teachers) > 1:
         raise BadInput("teacher.name=none stands beside another teacher; leave it out")
+    if config.distill.name != "none" and not count:
+        raise BadInput(
+            f"distill.name={config.distill.name} needs a teacher, and teacher.name=none; "
+            "choose a teacher such as --teacher pgd, or --distill none"
+        )
     if getattr(config.attack.create(), "reference", None) == "teacher" and not count:
         raise BadInput(
             f"attack.objective={getattr(config.attack.options, 'objective', '')} moves away from the teacher's "
@@ -26,10 +31,10 @@ def check_pair(config: RunConfig) -> None:
         )
     if config.distill.name == "none":
         return
-    if not count:
+    if config.train.eps == 0:
         raise BadInput(
-            f"distill.name={config.distill.name} needs a teacher, and teacher.name=none; "
-            "choose a teacher such as --teacher pgd, or --distill none"
+            f"distill.name={config.distill.name} acts where the radius is above 0, and train.eps=0 is natural training "
+            "throughout; set a radius, or --distill none"
         )
     if count != objective.teachers:
         more = "repeat --teacher, such as --teacher pgd --teacher natural"
@@ -39,6 +44,13 @@ def check_pair(config: RunConfig) -> None:
             f"teacher{'s' if objective.teachers != 1 else ''}, found {count}: "
             f"{more if count < objective.teachers else fewer}"
         )
+    tables = [choice.table() for choice in config.teachers]
+    for i, table in enumerate(tables):
+        if table in tables[:i]:
+            raise BadInput(
+                f"teacher.{i + 1} is the same as an earlier teacher ({table['name']} with equal options), so it would "
+                f"teach nothing new; set another teacher.{i + 1}.name, or options such as teacher.{i + 1}.seed"
+            )
     first = config.teachers[0]
     if objective.needs_features and not getattr(first.create(), "features", True):
         raise BadInput(
@@ -50,6 +62,19 @@ def check_pair(config: RunConfig) -> None:
             f"distill.name={config.distill.name} reads {_kinds(objective.reads)} enclosures, but "
             f"bound.name={config.bound.name} takes its loss on {_kinds(method.evaluates)} ones only, so it would do "
             "nothing; mtl-ibp evaluates points and boxes, and --distill features reads every kind"
+        )
+
+    if getattr(objective, "point", "any") != "any" and getattr(method, "point", "adversarial") != objective.point:
+        raise BadInput(
+            f"distill.name={config.distill.name} is defined at the adversarial point, and bound.name="
+            f"{config.bound.name} takes its loss at the clean one; choose --distill logits, or a bound method such as "
+            "adversarial or mtl-ibp"
+        )
+    if getattr(objective, "needs_functionals", False) and getattr(method, "own_loss", False):
+        raise BadInput(
+            f"distill.name={config.distill.name} replaces the loss of an enclosure's margins, and bound.name="
+            f"{config.bound.name} as set has a loss of its own there, which would be lost; choose --distill features, "
+            "or another bound method, such as ibp"
         )
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from ctkd.config import ROLES, SECTIONS, dump, resolve
 from ctkd.errors import BadInput
-from ctkd.plugins import load, registry
+from ctkd.plugins import create, options_class, registry
 
 SHIPPED = [f for f in importlib.resources.files("ctkd.defaults").iterdir() if f.name.endswith(".toml")]
 
@@ -93,14 +93,39 @@ def test_every_shipped_file_is_valid_with_every_plugin_it_names(file: Path) -> N
 @pytest.mark.parametrize("distill", registry().names("distill"))
 def test_every_pair_works_or_is_refused_with_a_reason(bound: str, distill: str) -> None:
     found = {kind: registry().find(kind, name) for kind, name in (("bound", bound), ("distill", distill))}
-    method, objective = (load(entry.target, entry.origin) for entry in found.values())
+    method, objective = (create(entry, options_class(entry)()) for entry in found.values())
     flags = {"bound.name": bound, "distill.name": distill}
     if objective.teachers == 2:
         flags["teacher.2.name"] = "natural"
-    if distill != "none" and not objective.reads & method.evaluates:
-        with pytest.raises(
-            BadInput, match=rf"distill.name={re.escape(distill)} reads .*, but bound.name={bound} takes"
-        ):
+    name = re.escape(distill)
+    reasons = [
+        (not objective.reads & method.evaluates, f"distill.name={name} reads .*, but bound.name={bound} takes"),
+        (
+            getattr(objective, "point", "any") == "adversarial" and getattr(method, "point", "") == "clean",
+            f"distill.name={name} is defined at the adversarial point|bound {bound} brings .* and distill {name}",
+        ),
+        (
+            getattr(objective, "needs_functionals", False) and getattr(method, "own_loss", False),
+            f"distill.name={name} replaces the loss .*, and bound.name={bound} as set has a loss of its own",
+        ),
+    ]
+    refusals = [match for applies, match in reasons if applies and distill != "none"]
+    if refusals:
+        with pytest.raises(BadInput, match="|".join(refusals)):
             resolve(flags)
     else:
         assert resolve(flags).distill.name == distill
+
+
+def test_none_survives_a_configuration_file(tmp_path: Path) -> None:
+    config = resolve({"data.name": "mnist", "train.average_from": "none"})
+    assert config.train.average_from is None
+    (tmp_path / "config.toml").write_text(dump(config))
+    assert resolve(file=tmp_path / "config.toml").tables() == config.tables()
+
+
+def test_keeping_one_epoch_drops_shipped_averaging() -> None:
+    train = resolve({"data.name": "mnist", "train.keep": "best-interval", "train.epochs": 8}).train
+    assert (train.average_from, train.final) == (None, False)
+    with pytest.raises(BadInput, match="average_from"):
+        resolve({"data.name": "mnist", "train.keep": "best-interval", "train.average_from": 60.0})

@@ -5,7 +5,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
+
+from pydantic import model_validator
 
 from ctkd.options import Count, Options, Positive, Unit
 
@@ -29,6 +31,13 @@ class PGDOptions(Options):
     """The step size is multiplied by this at each part of ``decay_at``."""
     decay_at: tuple[Unit, ...] = ()
     """Parts of the steps after which the step size decays, such as 0.7."""
+
+    @model_validator(mode="after")
+    def _decay_is_whole(self) -> Self:
+        if (self.decay < 1) != bool(self.decay_at):
+            raise ValueError("decay (below 1) and decay_at (parts of the steps) go together; set both or neither")
+        return self
+
     objective: Literal["cross-entropy", "margin", "kl-teacher", "kl-student"] = "cross-entropy"
     """What is maximised. ``margin``: the largest other logit minus the label's. ``kl-...``: the divergence of the
     prediction from the teacher's, or from the student's own, at the clean input (soft labels)."""

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 Margins = Callable[[Tensor], Tensor]
 """(batch, rivals, *shape at the cut) latent points to each one's margin over its rival, (batch, rivals)."""
 
+DECAYS = ((81, (0.3, 0.6, 0.8)), (51, (0.4, 0.7)), (10, (0.7,)))
+"""From how many steps on an attack's step size shrinks, and after which parts of them, as in CTBench."""
 LINK = 0.5
 """The part of the box next to each edge from which points send gradient to it (c of the source)."""
 
@@ -55,7 +57,7 @@ def split_loss(step: Step, name: str, options: TAPSOptions) -> Tensor:
         return step.loss(box)
     assert box.margins is not None
     # Behind the last activation a single affine map is left: intervals know its extremes without an attack.
-    margins = attacked_margins(step, name, cut, options.steps, options.restarts) if options.split else box.margins
+    margins = attacked_margins(step, name, cut, options) if options.split else box.margins
     loss = step.record("taps/latent", cross_entropy(margins))
     if options.product:
         # The published product is one of batch means: core's mean over samples makes this that.
@@ -67,7 +69,7 @@ def _scale_gradient(x: Tensor, scale: float) -> Tensor:
     return x.detach() + scale * (x - x.detach())
 
 
-def attacked_margins(step: Step, name: str, cut: int, steps: int, restarts: int) -> Tensor:
+def attacked_margins(step: Step, name: str, cut: int, options: TAPSOptions) -> Tensor:
     """Margins over each rival class at a latent point that was attacked for it, (batch, classes), 0 at the label.
 
     Estimates from above of the smallest margins over the box at the cut. The attacks see weights and box as constants;
@@ -93,8 +95,9 @@ def attacked_margins(step: Step, name: str, cut: int, steps: int, restarts: int)
         lower.detach(),
         upper.detach(),
         rivals.shape[1],
-        steps=steps,
-        restarts=restarts,
+        steps=options.steps,
+        step_size=options.step_size or max(0.2, 2 / options.steps),
+        restarts=options.restarts,
         generator=step.generator,
     )
     linked: Tensor = Link.apply(points, lower.expand_as(points), upper.expand_as(points))  # type: ignore[no-untyped-call]
@@ -108,6 +111,7 @@ def attack(
     rivals: int,
     *,
     steps: int,
+    step_size: float,
     restarts: int,
     generator: torch.Generator,
 ) -> Tensor:
@@ -116,9 +120,11 @@ def attack(
     Args:
         lower, upper: (batch, 1, *shape), the boxes; all rivals of all samples are attacked at once.
 
-    Steps follow the gradient's sign from a uniform start. Their size is max(0.2, 2 / steps) of the box's width,
-    elementwise; with 10 steps or more the last 30 % have a fifth of it.
+    Steps follow the gradient's sign from a uniform start; ``step_size`` is relative to the box's width, elementwise,
+    and shrinks to a fifth at each of ``decays``.
     """
+    parts = next((parts for least, parts in DECAYS if steps >= least), ())
+    decays = [int(part * steps) for part in parts]
     shape, width = (lower.shape[0], rivals, *lower.shape[2:]), upper - lower
     best, least = lower.expand(shape), lower.new_full(shape[:2], torch.inf)
 
@@ -138,7 +144,7 @@ def attack(
                 (gradient,) = torch.autograd.grad(value.sum(), point)
             point = point.detach()
             keep(point, value.detach())
-            size = max(0.2, 2 / steps) * (0.2 if steps >= 10 and i >= 0.7 * steps else 1.0)
+            size = step_size * 0.2 ** sum(i >= moment for moment in decays)
             point = (point - gradient.sign() * size * width).clamp(lower, upper)
         with torch.no_grad():
             keep(point, margins(point))

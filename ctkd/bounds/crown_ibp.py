@@ -7,6 +7,7 @@ Loss fusion: Xu et al. 2020, arXiv 2002.12920.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -42,6 +43,7 @@ class CrownIBP:
 
     def __init__(self, options: CrownIBPOptions) -> None:
         self.options = options
+        self.own_loss = options.loss_fusion
 
     def needs(self, schedule: Schedule) -> Needs:
         from ctkd.api import Needs, full_box
@@ -63,11 +65,8 @@ class CrownIBP:
             return step.loss(relaxed)
         assert box.margins is not None
         assert relaxed.margins is not None
-        interval, backward = box.lower, relaxed.lower
-        assert interval is not None
-        assert backward is not None
         margins = beta * relaxed.margins + (1 - beta) * box.margins
-        return step.loss(box.with_margins(margins, lambda rows: beta * backward(rows) + (1 - beta) * interval(rows)))
+        return step.loss(box.with_margins(margins, mixed(step, "full", beta)))
 
 
 def fused(step: Step, name: str, beta: float) -> Enclosure:
@@ -99,7 +98,14 @@ def fused(step: Step, name: str, beta: float) -> Enclosure:
     chords = (e + steep * lowest).sum(1) - step.relaxed_lower(name, row).squeeze(1)
     total = (-largest).exp() + beta * chords + (1 - beta) * e.sum(1)
     loss = largest + total.clamp(min=torch.finfo(total.dtype).tiny).log()
-    return replace(box, loss=loss, margins=None, lower=lambda rows: step.relaxed_lower(name, rows))
+    return replace(box, loss=loss, margins=None, lower=mixed(step, name, beta))
+
+
+def mixed(step: Step, name: str, beta: float) -> Callable[[Tensor], Tensor]:
+    """``beta * relaxation + (1 - beta) * intervals`` for any functionals of the logits."""
+    interval = step[name].lower
+    assert interval is not None
+    return lambda rows: beta * step.relaxed_lower(name, rows) + (1 - beta) * interval(rows)
 
 
 def _mean_decay(width: Tensor) -> Tensor:

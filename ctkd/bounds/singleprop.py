@@ -48,6 +48,7 @@ class SingleProp:
     Options = SinglePropOptions
     evaluates: frozenset[Kind] = frozenset({"point", "mixed"})
     sound = False
+    point: Literal["adversarial", "clean"] = "clean"
 
     def __init__(self, options: SinglePropOptions) -> None:
         self.options = options

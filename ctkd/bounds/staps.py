@@ -37,6 +37,7 @@ class STAPS:
 
     def __init__(self, options: STAPSOptions) -> None:
         self.options = options
+        self.own_loss = options.product or options.split > 0
 
     def check(self, network: Network) -> None:
         from ctkd.bounds._latent import cut_node

@@ -26,6 +26,8 @@ class TAPSOptions(Options):
     """Gradient steps of each attack in the latent box."""
     restarts: Count = 1
     """Random starting points of each attack. Published scripts have 3."""
+    step_size: Positive | None = None
+    """Relative to the latent box's width; None is max(0.2, 2 / steps), which reaches an edge from anywhere."""
     product: bool = True
     """Multiply the loss by the interval loss of the same box (the source)."""
     gradient_scale: Positive = 5.0
@@ -42,9 +44,9 @@ class TAPS:
     label; L_IBP is that of the interval margins. While the radius grows the loss is L_IBP alone. Objectives are
     carried once, on the box's features with the combined loss (on the plain box while the radius grows).
 
-    Attacks start uniformly and follow the gradient's sign by max(0.2, 2 / steps) of the latent box's width, with 10
-    steps or more by a fifth of that for the last 30 %; the best of all points counts. They are made for all samples
-    and classes at once, so memory grows with the number of classes.
+    Attacks start uniformly and follow the gradient's sign; with 10 steps or more the step shrinks to a fifth at the
+    published moments (70 %; 40 and 70 % above 50 steps; 30, 60 and 80 % above 80). The best of all points counts. They
+    are made for all samples and classes at once, so memory grows with the number of classes.
 
     Deviations: ``gradient_scale`` acts in the product only; alone it would but rescale the whole loss. Where the box
     at the cut has no width, both of its edges get half of the gradient. Any network can be cut where all its paths
@@ -57,6 +59,7 @@ class TAPS:
 
     def __init__(self, options: TAPSOptions) -> None:
         self.options = options
+        self.own_loss = options.product or options.split > 0
 
     def check(self, network: Network) -> None:
         from ctkd.bounds._latent import cut_node

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ctkd.options import NonNegative, Options
 
@@ -35,6 +35,7 @@ class TRADES:
     Options = TRADESOptions
     evaluates: frozenset[Kind] = frozenset({"point"})
     sound = False
+    point: Literal["adversarial", "clean"] = "clean"
     attack: ClassVar[Mapping[str, Any]] = {"objective": "kl-student"}
 
     def __init__(self, options: TRADESOptions) -> None:

@@ -5,9 +5,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, model_validator
 
 from ctkd.distill.divergence import clean_logits, divergence_from, logits_at
 from ctkd.options import NonNegative, Number, Options, Unit
@@ -38,13 +38,14 @@ class BMTARDOptions(Options):
     largest_temperature: Temperature = 10.0
     """Temperatures are kept between 1 and this."""
 
-    @field_validator("largest_temperature")
-    @classmethod
-    def _holds_the_start(cls, value: float, info: ValidationInfo) -> float:
-        start = max(info.data.get(f"{who}_temperature", 1.0) for who in ("adversarial", "natural"))
-        if start > value:
-            raise ValueError(f"must not be below the temperature {start:g} that one teacher starts with")
-        return value
+    @model_validator(mode="after")
+    def _holds_the_start(self) -> Self:
+        start = max(self.adversarial_temperature, self.natural_temperature)
+        if start > self.largest_temperature:
+            raise ValueError(
+                f"a teacher starts with temperature {start:g}, above largest_temperature = {self.largest_temperature:g}"
+            )
+        return self
 
 
 class BMTARD:
@@ -76,6 +77,7 @@ class BMTARD:
     teacher_inputs = frozenset({"clean", "adversarial"})
     student_points = frozenset({"clean"})
     needs_features = False
+    point = "adversarial"
 
     def __init__(self, options: BMTARDOptions) -> None:
         self.options = options

@@ -50,6 +50,7 @@ class IAD:
     teacher_inputs = frozenset({"clean", "adversarial"})
     student_points = frozenset({"clean"})
     needs_features = False
+    point = "adversarial"
 
     def __init__(self, options: IADOptions) -> None:
         self.options = options

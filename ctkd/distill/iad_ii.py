@@ -4,9 +4,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
-from pydantic import ValidationInfo, field_validator
+from pydantic import model_validator
 
 from ctkd.distill.divergence import clean_logits, divergence_from, logits_at
 from ctkd.distill.iad import trust
@@ -33,13 +33,15 @@ class IADIIOptions(Options):
     """Before this epoch (from 0) the adversarial teacher is trusted fully. The public code has 40 of 200; here runs
     are of any length, so the default is the start."""
 
-    @field_validator("natural_weight")
-    @classmethod
-    def _leaves_no_less_than_nothing(cls, value: float, info: ValidationInfo) -> float:
-        other = info.data.get("adversarial_weight", 0.0)
-        if value + other > 1:
-            raise ValueError(f"must be at most 1 - adversarial_weight = {1 - other:g}; the label gets the rest of 1")
-        return value
+    @model_validator(mode="after")
+    def _leaves_no_less_than_nothing(self) -> Self:
+        first, second = self.adversarial_weight, self.natural_weight
+        if first + second > 1:
+            raise ValueError(
+                f"adversarial_weight = {first:g} and natural_weight = {second:g} add up to more than 1, of which the "
+                "label gets the rest"
+            )
+        return self
 
 
 class IADII:
@@ -62,6 +64,7 @@ class IADII:
     teacher_inputs = frozenset({"adversarial"})
     student_points = frozenset({"clean"})
     needs_features = False
+    point = "adversarial"
 
     def __init__(self, options: IADIIOptions) -> None:
         self.options = options

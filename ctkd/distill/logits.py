@@ -66,6 +66,7 @@ class Logits:
         self.options = options
         self.teacher_inputs = frozenset({options.teacher_input})
         self.student_points = frozenset[str]() if options.variant == "adversarial" else frozenset({"clean"})
+        self.point = "adversarial" if options.variant == "rslad" else "any"
         self.attack = {"objective": "kl-teacher"} if options.variant == "rslad" else {}
 
     def loss(self, enclosure: Enclosure, lesson: Lesson) -> Tensor:

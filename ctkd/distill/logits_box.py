@@ -42,8 +42,7 @@ class LogitsBox:
     ``crown-ibp``, exact on a point (where it is ``logits``), an estimate on a combination. With a one-hot teacher the
     rows are the margins', and the term is the robust loss.
 
-    An enclosure with a loss of the method's own (loss fusion, TAPS) is judged by its functionals alone: at weight 1
-    that loss is not used, what acts is the divergence over the box it came with.
+    Methods whose enclosures carry a loss of their own (loss fusion, TAPS) are refused: it would be thrown away.
 
     Raises: RunFailed if the bound method gives no estimates of functionals.
     """
@@ -53,6 +52,7 @@ class LogitsBox:
     teachers = 1
     student_points: frozenset[str] = frozenset()
     needs_features = False
+    needs_functionals = True
 
     def __init__(self, options: LogitsBoxOptions) -> None:
         self.options = options

@@ -39,6 +39,7 @@ class RSLAD:
     teacher_inputs = frozenset({"clean"})
     student_points = frozenset({"clean"})
     needs_features = False
+    point = "adversarial"
 
     def __init__(self, options: RSLADOptions) -> None:
         self.options = options

@@ -104,20 +104,15 @@ def propagate(
         if not node.inputs or any(source not in values for source in node.inputs):
             continue  # lies beside the piece asked for
         assert node.op is not None
+        given = [values[source] for source in node.inputs], [radii[source] for source in node.inputs]
         if boxes and isinstance(node.op, Nonlinear):
-            source = node.inputs[0]
-            if tighten is not None:
-                centre, radius = values[source][count:], radii[source]
-                lower, upper = tighten(i, centre - radius, centre + radius)
-                values[source] = torch.cat([values[source][:count], (lower + upper) / 2])
-                radii[source] = (upper - lower) / 2
-            entering[i] = (values[source], radii[source])
-        values[i], radii[i] = step(
-            node.op,
-            [values[source] for source in node.inputs],
-            [radii[source] for source in node.inputs],
-            boxes,
-        )
+            (value,), (radius,) = given
+            if tighten is not None:  # for this operator alone: other readers of the node keep what it computed
+                lower, upper = tighten(i, value[count:] - radius, value[count:] + radius)
+                value, radius = torch.cat([value[:count], (lower + upper) / 2]), (upper - lower) / 2
+                given = [value], [radius]
+            entering[i] = (value, radius)
+        values[i], radii[i] = step(node.op, *given, boxes)
         for source in node.inputs:
             if network.last_use[source] <= i and source not in kept:
                 values.pop(source, None)

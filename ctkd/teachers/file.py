@@ -35,7 +35,8 @@ class FileTeacherOptions(Options):
     ``expressive-losses``: ``N.weight`` with N the place in a plain ``nn.Sequential``, batch norm included, images
     normalised outside of it. Its CNN-7 is conv 0, 3, 6, 9, 12, fully connected 16, 19, batch norm 1, 4, 7, 10, 13, 17.
 
-    ``ctbench``: the same behind a normalisation layer ``0.mean``, ``0.std``, so every place is one higher.
+    ``ctbench``: the same behind a normalisation layer, all in a module list: ``layers.0.mean``, ``layers.0.sigma``,
+    ``layers.1.weight``, ...
 
     Both are matched by order and shape, so they work for every feed-forward model; strides and padding are the model's.
     """
@@ -46,7 +47,8 @@ class FileTeacherOptions(Options):
     """For a state dict: the model's name; None is the student's model with the student's options."""
     names: Literal["own", "expressive-losses", "ctbench"] = "own"
     """``own``: as the model does. ``expressive-losses``: ``N.weight``, N the place in a plain nn.Sequential, images
-    normalised outside. ``ctbench``: the same behind ``0.mean``, ``0.std``. Both are matched by order and shape."""
+    normalised outside. ``ctbench``: the same behind ``layers.0.mean`` and ``layers.0.sigma``. Both are
+    matched by order and shape."""
     mean: Annotated[tuple[Number, ...], BeforeValidator(_several), Field(min_length=1)] | None = None
     """For weights that expect ``(x - mean) / std``: per channel, or one for all. MNIST there: 0 and 1; CIFAR-10: mean
     [0.4914, 0.4822, 0.4465], std [0.2023, 0.1994, 0.2010]."""
@@ -137,6 +139,7 @@ class FileTeacher:
             first = layers[0] if layers else None
             if first is None or first.kind != "Normalisation":
                 raise BadInput(f"teacher.path={path}: names = ctbench expects a normalisation first, found {first}")
-            given, layers = (first.tensors["mean"], first.tensors["std"]), layers[1:]
+            deviation = first.tensors["sigma"] if "sigma" in first.tensors else first.tensors["std"]
+            given, layers = (first.tensors["mean"], deviation), layers[1:]
         assign(layers, module, path)
         return given

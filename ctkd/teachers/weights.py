@@ -21,8 +21,10 @@ from ctkd.storage import read_tensors
 
 NESTED = ("state_dict", "model_state_dict", "model")
 """Where checkpoints keep the state dict beside epoch, optimizer and the like."""
-WRAPPERS = ("module.", "_orig_mod.")
-"""What DataParallel and torch.compile put before every name."""
+WRAPPERS = ("module.", "_orig_mod.", "layers.")
+"""What DataParallel, torch.compile and CTBench's own Sequential put before every name."""
+NORMALISATIONS = ({"mean", "std"}, {"mean", "sigma"})
+"""How a normalisation layer's constants are called."""
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -118,7 +120,7 @@ def _kind(place: str, group: Mapping[str, Tensor], path: Path) -> str:
     names = group.keys() - {"num_batches_tracked"}
     if names == {"weight", "bias", "running_mean", "running_var"}:
         return "BatchNorm"
-    if names == {"mean", "std"}:
+    if names in NORMALISATIONS:
         return "Normalisation"
     if "weight" in names and names <= {"weight", "bias"} and group["weight"].dim() in (2, 4):
         return "Conv2d" if group["weight"].dim() == 4 else "Linear"

@@ -76,6 +76,8 @@ class TrainOptions(Options):
             raise ValueError(
                 f"warmup + ramp = {self.warmup + self.ramp:g} epochs do not fit into epochs = {self.epochs}"
             )
+        if self.average_from is not None and self.average_from >= self.epochs:
+            raise ValueError(f"average_from = {self.average_from:g} lies behind the last of epochs = {self.epochs}")
         if self.patience is not None and self.keep == "last":
             raise ValueError(f"patience = {self.patience} needs keep = best-adversarial or best-interval")
         if self.keep != "last" and self.warmup + self.ramp >= self.epochs:

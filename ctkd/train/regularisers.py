@@ -24,6 +24,8 @@ def shi_regularisers(bounds: Bounds, box: Box) -> tuple[Tensor, Tensor]:
         Two scalars. A layer whose balance is not finite (no active or no inactive neuron) adds nothing to the
         second, and still counts in its divisor, as in the published code.
     """
+    if not bounds:  # a network without activations
+        return box.lower.new_zeros(()), box.lower.new_zeros(())
     input_width = centre_radius(box)[1].mean()  # as propagated
     tightness, balance = [], []
     for lower, upper in bounds.values():

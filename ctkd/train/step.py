@@ -115,7 +115,7 @@ class TrainingStep:
         attacked = "adversarial" in searched
         reference = getattr(self.attack, "reference", None) if attacked else None
         clean: CleanPass | None = None
-        if graph.norms or kappa > 0 or "clean" in evaluated or reference == "student":
+        if graph.norms or kappa > 0 or "clean" in evaluated:
             clean = self.backend.clean_pass(graph, x)
         statistics: Statistics = clean.statistics if clean else {}
         updates = [statistics]
@@ -124,12 +124,7 @@ class TrainingStep:
         box = perturbation_box(x, schedule.eps or REGULARISER_EPS)
         points: dict[str, Tensor] = {"clean": x}
         if attacked:
-            away_from: Tensor | None = None
-            if reference == "student":
-                assert clean is not None
-                away_from = clean.logits.detach()
-            elif reference == "teacher":
-                away_from = taught(0, "clean").logits
+            away_from = taught(0, "clean").logits if reference == "teacher" else None
             points["adversarial"] = self._attack(x, labels, box, schedule, statistics, generator, away_from)
             if options.statistics == "last-pass" and graph.norms:
                 statistics = self.backend.clean_pass(graph, points["adversarial"]).statistics
@@ -184,6 +179,8 @@ class TrainingStep:
                 # Published code attacks with running statistics that already contain this clean batch.
                 statistics = self.graph.blended(statistics)
             network = self.graph.bind(statistics).detach()
+            if getattr(self.attack, "reference", None) == "student":
+                reference = network(x)
         if self.options.attack_eps_factor != 1:
             box = perturbation_box(x, schedule.eps * self.options.attack_eps_factor)
         given = {} if reference is None else {"reference": reference}

@@ -73,6 +73,7 @@ def test_the_attack_against_plain_loops(steps: int, restarts: int) -> None:
         upper.unsqueeze(1),
         2,
         steps=steps,
+        step_size=max(0.2, 2 / steps),
         restarts=restarts,
         generator=torch.Generator().manual_seed(9),
     )
@@ -88,7 +89,7 @@ def test_the_attack_against_plain_loops(steps: int, restarts: int) -> None:
                     point = point.detach().requires_grad_()
                     (slope,) = torch.autograd.grad(of_one(point, j), point)
                     size = max(0.2, 2 / steps)
-                    if steps >= 10 and step >= 0.7 * steps:
+                    if steps >= 10 and step >= int(0.7 * steps):
                         size *= 0.2
                     point = point.detach() - size * (upper[i] - lower[i]) * slope.sign()
                     point = torch.minimum(torch.maximum(point, lower[i]), upper[i])

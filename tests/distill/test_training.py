@@ -301,7 +301,7 @@ def test_two_epochs_with_a_teacher_of_another_width(tmp_path: Path) -> None:
         ),
         (
             ["--bound", "adversarial", "--distill", "rslad", "--teacher", "none"],
-            "moves away from the teacher's prediction, and teacher.name=none; choose a teacher",
+            "distill.name=rslad needs a teacher, and teacher.name=none; choose a teacher",
         ),
         (
             [
@@ -317,7 +317,7 @@ def test_two_epochs_with_a_teacher_of_another_width(tmp_path: Path) -> None:
                 "--set",
                 "distill.natural_weight=0.6",
             ],
-            "distill.natural_weight=0.6: must be at most 1 - adversarial_weight = 0.5",
+            "distill: adversarial_weight = 0.5 and natural_weight = 0.6 add up to more than 1",
         ),
         (
             [
@@ -325,7 +325,32 @@ def test_two_epochs_with_a_teacher_of_another_width(tmp_path: Path) -> None:
                 "--set",
                 "distill.natural_temperature=20",
             ],
-            "distill.largest_temperature=10.0: must not be below the temperature 20",
+            "distill: a teacher starts with temperature 20, above largest_temperature = 10",
+        ),
+        (
+            ["--bound", "trades", "--distill", "iad"],
+            "distill.name=iad is defined at the adversarial point, and bound.name=trades takes its loss",
+        ),
+        (
+            ["--bound", "trades", "--distill", "rslad"],
+            "bound trades brings attack.objective=kl-student and distill rslad attack.objective=kl-teacher",
+        ),
+        (
+            ["--bound", "taps", "--distill", "logits-box"],
+            "bound.name=taps as set has a loss of its own there, which would be lost",
+        ),
+        (
+            ["--bound", "crown-ibp", "--distill", "logits-box", "--set", "bound.loss_fusion=true"],
+            "bound.name=crown-ibp as set has a loss of its own there, which would be lost",
+        ),
+        (
+            ["--bound", "mtl-ibp", "--distill", "b-mtard", "--teacher", "natural", "--teacher", "natural"],
+            "teacher.2 is the same as an earlier teacher (natural with equal options)",
+        ),
+        (["--eps", "0"], "distill.name=features acts where the radius is above 0, and train.eps=0 is natural training"),
+        (
+            ["--set", "attack.decay=0.1"],
+            "attack: decay (below 1) and decay_at (parts of the steps) go together; set both or neither",
         ),
         (
             ["--bound", "mtl-ibp", "--distill", "ard", "--set", "distill.alpha=2"],

@@ -212,12 +212,15 @@ def test_normalisation_per_channel(tmp_path: Path, obtain: Make, digits: Data) -
 @pytest.mark.parametrize("shape", [(1,), (1, 1, 1, 1)])
 @pytest.mark.parametrize("own", [False, True])
 def test_ctbench_layout(shape: tuple[int, ...], own: bool, tmp_path: Path, obtain: Make, digits: Data) -> None:
-    """A normalisation layer stands first, so every place is one higher; also where the model normalises by itself."""
+    """A normalisation layer stands first, so every place is one higher; also where the model normalises by itself.
+
+    CTBench saves its own Sequential, which keeps its layers in a list; the constants are called mean and sigma.
+    """
     reference = exercised(seven(1, 8), (1, 8, 8))
-    state = {"0.mean": torch.full(shape, 0.3), "0.std": torch.full(shape, 0.7)}
+    state = {"layers.0.mean": torch.full(shape, 0.3), "layers.0.sigma": torch.full(shape, 0.7)}
     for name, tensor in reference.state_dict().items():
         place, _, last = name.partition(".")
-        state[f"{int(place) + 1}.{last}"] = tensor
+        state[f"layers.{int(place) + 1}.{last}"] = tensor
     torch.save(state, tmp_path / "t.pt")
     table = {"name": "cnn7", **({"mean": (0.9,), "std": (0.9,)} if own else {})}
     teacher = obtain("file", Surroundings(digits, table), path=tmp_path / "t.pt", names="ctbench")
