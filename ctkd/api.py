@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from ctkd.boxes import Box as Box
+from ctkd.divergence import divergence_from as divergence_from
 from ctkd.enclosure import Enclosure as Enclosure
 from ctkd.enclosure import Kind as Kind
 from ctkd.enclosure import cross_entropy as cross_entropy
@@ -45,6 +46,10 @@ class Schedule:
     def progress(self) -> float:
         """eps / target, in [0, 1]."""
         return self.eps / self.target if self.target > 0 else 1.0
+
+    def between(self, start: float, end: float) -> float:
+        """A weight that moves from ``start`` to ``end`` with the radius."""
+        return start + (end - start) * self.progress
 
 
 @dataclass(frozen=True)

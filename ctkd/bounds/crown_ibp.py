@@ -50,12 +50,8 @@ class CrownIBP:
 
         return Needs(boxes={"full": full_box})
 
-    def beta(self, schedule: Schedule) -> float:
-        start, end = self.options.beta_start, self.options.beta_end
-        return start + (end - start) * schedule.progress
-
     def combine(self, step: Step) -> Tensor:
-        beta, box = self.beta(step.schedule), step["full"]
+        beta, box = step.schedule.between(self.options.beta_start, self.options.beta_end), step["full"]
         if beta == 0:
             return step.loss(box)
         if self.options.loss_fusion:

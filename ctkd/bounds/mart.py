@@ -43,7 +43,7 @@ class MART:
         return Needs(points=frozenset({"clean", "adversarial"}))
 
     def combine(self, step: Step) -> Tensor:
-        from ctkd.distill.divergence import divergence_from
+        from ctkd.divergence import divergence_from
 
         clean, attacked, labels = step["clean"], step["adversarial"], step.labels
         assert clean.logits is not None

@@ -68,14 +68,9 @@ class SingleProp:
 
         return Needs(points=frozenset({"clean"}))
 
-    def nominal(self, schedule: Schedule) -> float:
-        """K."""
-        start, end = self.options.nominal_start, self.options.nominal_end
-        return start + (end - start) * schedule.progress
-
     def combine(self, step: Step) -> Tensor:
         self.check(step.network)
-        k = self.nominal(step.schedule)
+        k = step.schedule.between(self.options.nominal_start, self.options.nominal_end)  # K
         if k == 1:
             return step.loss(step["clean"])
         surrogate = step.loss(self.surrogate(step))

@@ -47,7 +47,7 @@ class TRADES:
         return Needs(points=frozenset({"clean", "adversarial"}))
 
     def combine(self, step: Step) -> Tensor:
-        from ctkd.distill.divergence import divergence_from
+        from ctkd.divergence import divergence_from
 
         clean, attacked = step["clean"], step["adversarial"]
         assert clean.logits is not None

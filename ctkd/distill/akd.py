@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from ctkd.distill.divergence import logits_at
+from ctkd.distill.predictions import logits_at
 from ctkd.options import Options, Unit
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
-from ctkd.distill.divergence import clean_logits, divergence_from, logits_at
+from ctkd.distill.predictions import clean_logits, logits_at
+from ctkd.divergence import divergence_from
 from ctkd.options import NonNegative, Number, Options, Unit
 
 if TYPE_CHECKING:

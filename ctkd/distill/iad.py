@@ -6,7 +6,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ctkd.distill.divergence import clean_cross_entropy, clean_logits, divergence_from, logits_at
+from ctkd.distill.predictions import clean_cross_entropy, clean_logits, logits_at
+from ctkd.divergence import divergence_from
 from ctkd.options import Index, NonNegative, Options, Positive, Unit
 
 if TYPE_CHECKING:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Self
 
 from pydantic import model_validator
 
-from ctkd.distill.divergence import clean_logits, divergence_from, logits_at
 from ctkd.distill.iad import trust
+from ctkd.distill.predictions import clean_logits, logits_at
+from ctkd.divergence import divergence_from
 from ctkd.options import Index, NonNegative, Options, Positive, Unit
 
 if TYPE_CHECKING:

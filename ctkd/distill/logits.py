@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import ValidationInfo, field_validator
 
-from ctkd.distill.divergence import clean_logits, divergence_from, logits_at
+from ctkd.distill.predictions import clean_logits, logits_at
+from ctkd.divergence import divergence_from
 from ctkd.options import Options, Positive, Unit
 
 if TYPE_CHECKING:

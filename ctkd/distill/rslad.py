@@ -6,7 +6,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from ctkd.distill.divergence import clean_logits, divergence_from, logits_at
+from ctkd.distill.predictions import clean_logits, logits_at
+from ctkd.divergence import divergence_from
 from ctkd.options import NonNegative, Options
 
 if TYPE_CHECKING:

@@ -109,7 +109,7 @@ class TrainingStep:
         needs = self.method.needs(schedule) if robust else Needs()
         evaluated = needs.points | (self.objective.student_points if teaching else frozenset())
         searched = needs.searched | evaluated | (self.objective.teacher_inputs if teaching else frozenset())
-        kappa = options.kappa_start + (options.kappa_end - options.kappa_start) * schedule.progress
+        kappa = schedule.between(options.kappa_start, options.kappa_end)
         kappa = kappa if robust else 1.0
 
         attacked = "adversarial" in searched

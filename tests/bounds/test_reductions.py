@@ -103,7 +103,7 @@ def test_crown_ibp_with_beta_zero_is_ibp() -> None:
 def test_crown_ibp_mixes_margins_by_beta() -> None:
     """At 60 % of the ramp beta = 1 + (0 - 1) * 0.6 = 0.4; the mixed margins lie between the two pure ones."""
     method = make("bound", "crown-ibp", beta_start=1, beta_end=0)
-    assert method.beta(RAMP) == pytest.approx(0.4)
+    assert RAMP.between(1.0, 0.0) == pytest.approx(0.4)
     mixed = one_step(method)[0].total
     pure = [one_step(make("bound", "crown-ibp", beta_start=b, beta_end=b))[0].total for b in (0, 1)]
     assert min(pure) - 1e-9 <= mixed <= max(pure)

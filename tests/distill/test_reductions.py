@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ctkd.api import Enclosure
 from ctkd.config import resolve
-from ctkd.distill.divergence import divergence_from
+from ctkd.divergence import divergence_from
 
 from .helpers import BATCH, CLASSES, FEATURES, RAMP, Frozen, Sure, box, head, make, numbers, one_step, same
 
