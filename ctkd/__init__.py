@@ -10,9 +10,9 @@ from __future__ import annotations
 import importlib.metadata
 from typing import Any
 
-from ctkd.hookspecs import Registration, hookimpl
+from ctkd.hookspecs import Paper, Registration, hookimpl
 
-__all__ = ["Registration", "__version__", "hookimpl"]
+__all__ = ["Paper", "Registration", "__version__", "hookimpl"]
 
 
 def __getattr__(name: str) -> Any:

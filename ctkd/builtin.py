@@ -5,31 +5,34 @@
 from __future__ import annotations
 
 from ctkd.hookspecs import INTERFACE, Registration, hookimpl
+from ctkd.papers import (
+    AD_CERT,
+    AKD,
+    ALPAYDIN,
+    ARD,
+    B_MTARD,
+    CC_DIST,
+    CROWN,
+    EXPRESSIVE,
+    FORWABS,
+    GOWAL,
+    HE,
+    IAD,
+    IBP_R,
+    LECUN,
+    MADRY,
+    MAO,
+    MART,
+    MUELLER,
+    RSLAD,
+    SHI,
+    SINGLEPROP,
+    TRADES,
+    XU,
+    ZHANG,
+)
 
 CTKD_INTERFACE = INTERFACE
-
-GOWAL = "Gowal et al. 2018, arXiv 1810.12715"
-ZHANG = "Zhang et al. 2020, arXiv 1906.06316"
-CROWN = "Zhang et al. 2018, arXiv 1811.00866"
-MADRY = "Madry et al. 2018, arXiv 1706.06083"
-EXPRESSIVE = "De Palma et al. 2024, arXiv 2305.13991"
-CC_DIST = "De Palma 2026, arXiv 2602.02626"
-AD_CERT = "Melis et al. 2026, arXiv 2606.31653"
-SHI = "Shi et al. 2021, arXiv 2103.15887"
-HE = "He et al. 2016, arXiv 1512.03385"
-MUELLER = "Mueller et al. 2023, arXiv 2210.04871"
-MAO = "Mao et al. 2023, arXiv 2305.04574"
-XU = "Xu et al. 2020, arXiv 2002.12920"
-IBP_R = "De Palma et al. 2022, arXiv 2206.14772"
-FORWABS = "De Palma et al. 2024, arXiv 2410.01617"
-SINGLEPROP = "Boopathy et al. 2021, arXiv 2102.01208"
-TRADES = "Zhang et al. 2019, arXiv 1901.08573"
-MART = "Wang et al. 2020, openreview.net/forum?id=rklOg6EFwS"
-ARD = "Goldblum et al. 2020, arXiv 1905.09747"
-RSLAD = "Zi et al. 2021, arXiv 2108.07969"
-IAD = "Zhu et al. 2022, arXiv 2106.04928"
-AKD = "Maroto et al. 2022, arXiv 2203.07159"
-B_MTARD = "Zhao et al. 2023, arXiv 2306.16170"
 
 
 @hookimpl
@@ -209,14 +212,19 @@ def ctkd_models() -> list[Registration]:
         ),
         Registration("mlp", "ctkd.models.mlp:MLP", "fully connected, batch norm after each hidden layer"),
         Registration("resnet", "ctkd.models.resnet:ResNet", "a small residual network", (HE,)),
+        Registration("import", "ctkd.models.imported:Imported", "a function of yours; also --model pkg.mod:factory"),
     ]
 
 
 @hookimpl
 def ctkd_datasets() -> list[Registration]:
     return [
-        Registration("digits", "ctkd.data.digits:Digits", "1797 real 8x8 digits that come with scikit-learn"),
-        Registration("mnist", "ctkd.data.mnist:MNIST", "70,000 28x28 digits"),
+        Registration(
+            "digits", "ctkd.data.digits:Digits", "1797 real 8x8 digits that come with scikit-learn", (ALPAYDIN,)
+        ),
+        Registration("mnist", "ctkd.data.mnist:MNIST", "70,000 28x28 digits", (LECUN,)),
+        Registration("npz", "ctkd.data.npz:Npz", "arrays of a NumPy archive; also --dataset file.npz"),
+        Registration("folder", "ctkd.data.folder:Folder", "a folder of images for each class; also --dataset DIR/"),
     ]
 
 
@@ -243,5 +251,6 @@ def ctkd_commands() -> list[Registration]:
         Registration("certify", "ctkd.cli.certify:command", "Attack and certify a trained student."),
         Registration("export", "ctkd.cli.export:command", "Write ONNX, VNN-LIB and instances.csv for verifiers."),
         Registration("check", "ctkd.cli.check:command", "Say whether a model can be bounded, and what cannot."),
+        Registration("cite", "ctkd.cli.cite:command", "Print BibTeX for the methods of a run or configuration."),
         Registration("plugins", "ctkd.cli.plugins:command", "List plugins and their options."),
     ]

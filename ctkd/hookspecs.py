@@ -9,13 +9,14 @@ A plugin is a Python distribution with an entry point in the group ``ctkd`` that
 
 The module says which version of this contract it was written for and implements any of the hooks below::
 
-    from ctkd import Registration, hookimpl
+    from ctkd import Paper, Registration, hookimpl
 
     CTKD_INTERFACE = 1
+    PAPER = Paper(("Doe, Jane",), "A twist for IBP", 2026, arxiv="2601.00001")
 
     @hookimpl
     def ctkd_bound_methods():
-        return [Registration("my-ibp", "my_plugin.method:MyIBP", "IBP with a twist", papers=("arXiv 2601.00001",))]
+        return [Registration("my-ibp", "my_plugin.method:MyIBP", "IBP with a twist", (PAPER,))]
 
 Registration hooks return lists of ``Registration``; all lists are joined. They are called plugin by plugin, so
 one that raises is named and the others go on. A name that two plugins of a kind give is kept for the first and
@@ -46,6 +47,34 @@ hookimpl = pluggy.HookimplMarker("ctkd")
 
 
 @dataclass(frozen=True)
+class Paper:
+    """A source to cite.
+
+    Attributes:
+        authors: as ``"Last, First"``, in order.
+        title: as printed.
+        year: of publication.
+        venue: journal or proceedings; empty for a preprint.
+        arxiv: identifier, such as ``"1810.12715"``.
+        url: where it can be read, for papers that are not on arXiv.
+    """
+
+    authors: tuple[str, ...]
+    title: str
+    year: int
+    venue: str = ""
+    arxiv: str = ""
+    url: str = ""
+
+    def __str__(self) -> str:
+        """``Gowal et al. 2018, arXiv 1810.12715``"""
+        last = [author.partition(",")[0] for author in self.authors]
+        who = " and ".join(last) if len(last) < 3 else f"{last[0]} et al."
+        where = f"arXiv {self.arxiv}" if self.arxiv else self.url.removeprefix("https://") or self.venue
+        return f"{who} {self.year}, {where}" if where else f"{who} {self.year}"
+
+
+@dataclass(frozen=True)
 class Registration:
     """One plugin object, known by name before any of its code is imported.
 
@@ -53,7 +82,7 @@ class Registration:
         name: what users write, such as ``crown-ibp``.
         target: ``"module:Object"``; called with the options.
         summary: one line for listings.
-        papers: sources, such as ``"Gowal et al. 2018, arXiv 1810.12715"``.
+        papers: what to cite for it; ``ctkd cite`` prints them.
         options: ``"module:Class"`` of the option class where it is not ``target``'s attribute ``Options``.
         kind, origin: filled in by ctkd: which hook, and the distribution with its version.
     """
@@ -61,7 +90,7 @@ class Registration:
     name: str
     target: str
     summary: str
-    papers: tuple[str, ...] = ()
+    papers: tuple[Paper, ...] = ()
     options: str | None = None
     kind: str = ""
     origin: str = ""

@@ -9,6 +9,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -21,6 +22,52 @@ if TYPE_CHECKING:
     from ctkd.progress import Reporter
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+FLAGS = {
+    "eps": "train.eps",
+    "dataset": "data.name",
+    "data_dir": "data.dir",
+    "model": "model.name",
+    "bound": "bound.name",
+    "distill": "distill.name",
+    "epochs": "train.epochs",
+    "seed": "train.seed",
+    "device": "train.device",
+    "threads": "train.threads",
+}
+"""Short forms of settings that a configuration is usually given by."""
+CONFIG_OPTIONS = [
+    click.option("--bound", help="Bound method, such as crown-ibp (see `ctkd plugins`)."),
+    click.option("--teacher", multiple=True, help="Teacher source, such as pgd, file, none; repeatable."),
+    click.option("--distill", help="Distillation objective, such as features, logits, none."),
+    click.option("--dataset", help="Data set, such as mnist; also file.npz or a folder of images."),
+    click.option("--data-dir", help="Folder with the data set's files; nothing is downloaded then."),
+    click.option("--model", help="Architecture, such as cnn-small; also pkg.mod:factory."),
+    click.option("--eps", help="L-infinity radius in pixel units, such as 0.1 or 2/255."),
+    click.option("--epochs", type=int, help="Length of the student's training; its schedule scales with it."),
+    click.option("--seed", type=int, help="Seed of everything random."),
+    click.option("--device", help="Where to train: cpu, cuda."),
+    click.option("--threads", type=int, help="CPU threads."),
+    click.option("--set", "settings", multiple=True, metavar="SECTION.KEY=VALUE", help="Set any option; repeatable."),
+    click.option("--config", type=click.Path(path_type=Path), help="TOML file, one table per role; flags override it."),
+]
+
+
+def config_options(function: F) -> F:
+    """The options that describe a configuration."""
+    for option in reversed(CONFIG_OPTIONS):
+        function = option(function)
+    return function
+
+
+def settings_of(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """``role.key`` -> value from what ``config_options`` collected, ``--config`` apart."""
+    values = {FLAGS[name]: value for name, value in flags.items() if name in FLAGS and value is not None}
+    names = enumerate(flags.get("teacher", ()), start=1)
+    values |= {"teacher.name" if i == 1 else f"teacher.{i}.name": name for i, name in names}
+    values.update(parse_setting(text) for text in flags.get("settings", ()))
+    return values
 
 
 def json_option(function: F) -> F:
