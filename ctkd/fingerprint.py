@@ -5,8 +5,10 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import platform
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from typing import Any
 import torch
 
 from ctkd.api import Data
+from ctkd.attribution import is_own
 from ctkd.config import Choice, RunConfig
 from ctkd.plugins import registry
 from ctkd.propagate import Network
@@ -48,18 +51,30 @@ def fit_key(
         "selection": None if train.keep == "last" else dict(selection),
         "versions": dict(versions),
         "machine": [platform.machine(), torch.backends.cpu.get_cpu_capability(), device_name(train.device)],
-        "code": code_digest(),
-        "origins": sorted({entry.origin for entry in parts}),
+        "code": code_digest(Path(__file__).parent),
+        "plugins": {entry.origin: plugin_digest(entry.target) for entry in parts if not is_own(entry)},
+        "factory": plugin_digest(model.table()["factory"]) if model.name == "import" else "",
     }
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
 
 
-def code_digest() -> str:
-    """A fingerprint of ctkd's own code: a cached teacher is not reused after the code that made it changed."""
+def code_digest(folder: Path) -> str:
+    """A fingerprint of code: a cached teacher is not reused after the code that made it changed."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
+    for path in sorted(folder.rglob("*.py")) if folder.is_dir() else [folder]:
         digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+def plugin_digest(target: str) -> str:
+    """A fingerprint of the code around ``"module:Object"``: its package as a whole, or its one file."""
+    module = importlib.import_module(target.partition(":")[0])
+    root = sys.modules[module.__name__.partition(".")[0]]
+    place = getattr(root, "__file__", None) or getattr(module, "__file__", None)  # a namespace has no file
+    if place is None:
+        return ""
+    path = Path(place)
+    return code_digest(path.parent if path.name == "__init__.py" else path)
 
 
 def device_name(device: str) -> str:

@@ -4,22 +4,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import importlib
 import importlib.metadata
+import os
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pluggy
 
-from ctkd.errors import BadInput, RunFailed, nearest
+from ctkd.errors import BadInput, CtkdError, RunFailed, nearest
 from ctkd.hookspecs import INTERFACE, KINDS, Hooks, Registration
 
 if TYPE_CHECKING:
     from ctkd.options import Options
 
 GROUP = "ctkd"
+BUILTIN = "ctkd.builtin"
+SELECT = "CTKD_LOAD_PLUGINS"
+"""Environment variable: names of the entry points to load, separated by commas; empty loads none but the built-ins."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,8 @@ class Registry:
     manager: pluggy.PluginManager
     entries: dict[tuple[str, str], Registration] = field(default_factory=dict)
     failures: list[LoadFailure] = field(default_factory=list)
+    owners: dict[str, str] = field(default_factory=dict)
+    """Packages that hold plugin code, and the distribution each belongs to."""
 
     def names(self, kind: str) -> list[str]:
         return sorted(name for entry_kind, name in self.entries if entry_kind == kind)
@@ -57,11 +66,16 @@ class Registry:
             version = getattr(module, "CTKD_INTERFACE", None)
             if version != INTERFACE:
                 stated = "does not say CTKD_INTERFACE" if version is None else f"was made for interface {version}"
-                raise RunFailed(f"{stated}; this ctkd has interface {INTERFACE}")
-            self.manager.register(module, name=origin)
-        except Exception as error:  # a foreign module: anything may come out of it
-            self.failures.append(LoadFailure(origin, _one_line(error)))
+                raise RunFailed(
+                    f"{stated}; this ctkd has interface {INTERFACE}: install a release of the plugin, or of ctkd, so "
+                    "that the two agree"
+                )
+            taken = self.manager.has_plugin(origin)  # one distribution may bring several modules
+            self.manager.register(module, name=f"{origin} ({module.__name__})" if taken else origin)
+        except (Exception, SystemExit) as error:  # a foreign module: anything may come out of it
+            self.failures.append(LoadFailure(origin, one_line(error)))
             return
+        self.owners[_package(module.__name__)] = origin
         for hook, kind in KINDS.items():
             for implementation in getattr(self.manager.hook, hook).get_hookimpls():
                 if implementation.plugin is module:
@@ -70,10 +84,11 @@ class Registry:
     def _collect(self, function: Any, hook: str, kind: str, origin: str) -> None:
         try:
             found = [dataclasses.replace(entry, kind=kind, origin=origin) for entry in function()]
-        except Exception as error:  # a foreign hook: anything may come out of it
-            self.failures.append(LoadFailure(origin, f"{hook} raised {_one_line(error)}"))
+        except (Exception, SystemExit) as error:  # a foreign hook: anything may come out of it
+            self.failures.append(LoadFailure(origin, f"{hook} raised {one_line(error)}"))
             return
         for entry in found:
+            self.owners.setdefault(_package(entry.target.partition(":")[0]), origin)
             other = self.entries.setdefault((kind, entry.name), entry)
             if other is not entry:
                 self.failures.append(
@@ -84,28 +99,75 @@ class Registry:
                 )
 
 
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
+def one_line(error: BaseException) -> str:
+    """An exception as one line; its type only where the message is not ctkd's own."""
+    text = " ".join(str(error).split())[:300]
+    if isinstance(error, CtkdError):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-@functools.cache
+def _package(module: str) -> str:
+    return module.rpartition(".")[0] or module
+
+
+_active: Registry | None = None
+
+
 def registry() -> Registry:
-    """The process-wide registry: every entry point of the group ``ctkd``, in order of name, built-ins first."""
+    """The registry in use; the first call loads it."""
+    global _active
+    if _active is None:
+        _active = load_registry()
+    return _active
+
+
+@contextlib.contextmanager
+def using(other: Registry) -> Iterator[Registry]:
+    """Another registry in the place of the process's, for the length of a block."""
+    global _active
+    before, _active = _active, other
+    try:
+        yield other
+    finally:
+        _active = before
+
+
+def load_registry() -> Registry:
+    """Every entry point of the group ``ctkd``, in order of name, built-ins first.
+
+    The environment variable ``CTKD_LOAD_PLUGINS`` restricts it to the entry points it names.
+    """
     manager = pluggy.PluginManager("ctkd")
     manager.add_hookspecs(Hooks)
     result = Registry(manager)
     points = importlib.metadata.entry_points(group=GROUP)
-    for point in sorted(points, key=lambda p: (p.value != "ctkd.builtin", p.name)):
+    for point in _selected(sorted(points, key=lambda p: (p.value != BUILTIN, p.name)), result.failures):
         distribution = point.dist
         origin = f"{distribution.name} {distribution.version}" if distribution else point.value
         try:
-            module = point.load()
-        except Exception as error:  # a foreign module: anything may come out of it
-            result.failures.append(LoadFailure(origin, _one_line(error)))
+            with contextlib.redirect_stdout(sys.stderr):  # standard output belongs to results
+                module = point.load()
+        except (Exception, SystemExit) as error:  # a foreign module: anything may come out of it
+            result.failures.append(LoadFailure(origin, one_line(error)))
             continue
         result.add(module, origin)
     return result
+
+
+def _selected(
+    points: list[importlib.metadata.EntryPoint], failures: list[LoadFailure]
+) -> list[importlib.metadata.EntryPoint]:
+    wanted = os.environ.get(SELECT)
+    if wanted is None:
+        return points
+    names = {name.strip() for name in wanted.split(",") if name.strip()}
+    foreign = {point.name for point in points if point.value != BUILTIN}
+    failures += [
+        LoadFailure(name, f"{SELECT} names it, and no such entry point is installed: {nearest(name, foreign)}")
+        for name in sorted(names - foreign)
+    ]
+    return [point for point in points if point.value == BUILTIN or point.name in names]
 
 
 def load(reference: str, origin: str) -> Any:
@@ -117,8 +179,8 @@ def load(reference: str, origin: str) -> Any:
     module, _, name = reference.partition(":")
     try:
         return functools.reduce(getattr, name.split("."), importlib.import_module(module))
-    except Exception as error:  # foreign code: anything may come out of it
-        raise RunFailed(f"plugin {origin}: {reference} cannot be loaded: {_one_line(error)}") from error
+    except (Exception, SystemExit) as error:  # foreign code: anything may come out of it
+        raise RunFailed(f"plugin {origin}: {reference} cannot be loaded: {one_line(error)}") from error
 
 
 def options_class(entry: Registration) -> type[Options]:

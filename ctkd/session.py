@@ -7,8 +7,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,13 +17,15 @@ from torch import nn
 
 from ctkd import faculty
 from ctkd.api import Attack, Data, Split, TeacherSource
+from ctkd.attribution import attributed, label
 from ctkd.certify.cascade import Cascade, Certificate
 from ctkd.certify.options import CertifyOptions
 from ctkd.certify.store import Store
 from ctkd.config import Choice, RunConfig
 from ctkd.data.checks import check_data
-from ctkd.errors import BadInput, CtkdError, Interrupted, RunFailed
+from ctkd.errors import BadInput, Interrupted, RunFailed
 from ctkd.fingerprint import fit_key
+from ctkd.hookspecs import Registration
 from ctkd.interrupt import StopRequest
 from ctkd.options import validate
 from ctkd.plugins import create, options_class, registry
@@ -159,12 +160,15 @@ class Session:
                 return network
             except BadInput as problem:
                 self.reporter.warn(f"{problem}; training the teacher again")
+        none = {"name": "none"}
+        tables = {"bound": bound, "distill": none, "attack": attack}
         plugins = Plugins(
             method=plugin("bound", bound),
-            objective=plugin("distill", {"name": "none"}),
+            objective=plugin("distill", none),
             attack=plugin("attack", attack),
             backend=self.config.propagation.create(),
             evaluation=self._selecting_attack(),
+            entries=self._entries({kind: registry().find(kind, table["name"]) for kind, table in tables.items()}),
         )
         label = self._label if self._fits == 1 else f"{self._label}/member-{self._fits}"
         network = self._train(label, "teacher", train, plugins, (), self.build_model(model))
@@ -203,11 +207,11 @@ class Session:
         # A source may train several networks: they are named after its place and their order.
         choice, self._label, self._fits = self.config.teachers[i], _teacher_label(i), 0
         self._expects_features = i == 0 and getattr(source, "features", False) and getattr(source, "trains", False)
-        with attributed(choice):
+        with attributed(choice.entry):
             found = source.obtain(self)
         if not isinstance(found, Teacher | Network):
             what = "no teacher" if found is None else f"a {type(found).__name__}, neither a Network nor a Teacher"
-            raise RunFailed(f"teacher {choice.name!r} of {choice.entry.origin} returned {what}")
+            raise RunFailed(f"{label(choice.entry)} returned {what}")
         teacher = Teacher((found,)) if isinstance(found, Network) else found
         faculty.check_fits(teacher, choice.name, self.data)
         if i == 0:
@@ -260,10 +264,14 @@ class Session:
             config.attack.create(),
             config.propagation.create(),
             self._selecting_attack(),
+            self._entries({c.entry.kind: c.entry for c in (config.bound, config.distill, config.attack)}),
         )
         network = self._train("student", "student", config.train, plugins, teachers, self.build_model())
         network.save(path)
         return network
+
+    def _entries(self, chosen: Mapping[str, Registration]) -> dict[str, Registration]:
+        return {**chosen, "propagation": self.config.propagation.entry}
 
     def _train(
         self,
@@ -296,8 +304,7 @@ class Session:
             on_epoch=on_epoch,
             on_resume=lambda epoch: self.folder.forget_metrics(name, epoch),
         )
-        roles = (self.config.bound, self.config.distill, self.config.attack) if role == "student" else ()
-        with attributed(*roles):
+        with attributed(*plugins.entries.values()):
             return trainer.run()
 
     # Certification
@@ -319,6 +326,7 @@ class Session:
             attack=evaluation_attack(options),
             stages={name: plugin("stage", {"name": name}) for name in options.stages},
             seed=options.seed,
+            labels={name: label(registry().find("stage", name)) for name in options.stages},
         )
         with Store(self.folder.results) as store:
             settings = store.settings(network.sha256(), eps, options.split, details)
@@ -361,21 +369,3 @@ def selected(data: Data, options: CertifyOptions) -> Split:
     split: Split = getattr(data, options.split)
     rows = sample_range(data, options)
     return replace(split, images=split.images[rows.start : rows.stop], labels=split.labels[rows.start : rows.stop])
-
-
-@contextmanager
-def attributed(*choices: Choice) -> Iterator[None]:
-    """An unexpected exception inside the block becomes an error that names the foreign plugins in play."""
-    try:
-        yield
-    except (CtkdError, KeyboardInterrupt):
-        raise
-    except Exception as error:
-        foreign = [f"{c.entry.kind} {c.name!r} of {c.entry.origin}" for c in choices if not _is_own(c)]
-        if not foreign:
-            raise
-        raise RunFailed(f"{' or '.join(foreign)} raised {type(error).__name__}: {error}") from error
-
-
-def _is_own(choice: Choice) -> bool:
-    return choice.entry.target.startswith("ctkd.")

@@ -4,7 +4,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import sys
 import types
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +16,12 @@ import pluggy
 import pytest
 import torch
 
-import ctkd.plugins as door
 from ctkd import Registration, hookimpl
-from ctkd.errors import BadInput, RunFailed
+from ctkd.errors import BadInput, Contradiction, RunFailed
 from ctkd.hookspecs import INTERFACE, KINDS, Hooks
 from ctkd.options import Count, Options, Unit
-from ctkd.plugins import Registry, create, load, options_class, registry
-from ctkd.run import train
+from ctkd.plugins import Registry, create, load, load_registry, options_class, registry, using
+from ctkd.run import resume, train
 
 from .conftest import QUICK
 
@@ -45,11 +48,10 @@ def fresh() -> Registry:
 
 
 @pytest.fixture
-def foreign(monkeypatch: pytest.MonkeyPatch, fresh: Registry) -> Registry:
+def foreign(fresh: Registry) -> Iterator[Registry]:
     """The process's registry, replaced for one test."""
-    for place in ("ctkd.plugins", "ctkd.config", "ctkd.session", "ctkd.run"):
-        monkeypatch.setattr(f"{place}.registry", lambda: fresh, raising=False)
-    return fresh
+    with using(fresh):
+        yield fresh
 
 
 def test_builtins_come_through_the_entry_point() -> None:
@@ -118,14 +120,10 @@ def test_entry_points_that_cannot_be_loaded_are_named(monkeypatch: pytest.Monkey
     real = list(entry_points(group="ctkd"))
     gone = EntryPoint("gone", "module_that_is_gone", "ctkd")
     monkeypatch.setattr("importlib.metadata.entry_points", lambda group: [*real, gone])
-    door.registry.cache_clear()
-    try:
-        found = door.registry()
-        assert "ibp" in found.names("bound")
-        (failure,) = found.failures
-        assert "module_that_is_gone" in str(failure)
-    finally:
-        door.registry.cache_clear()
+    found = load_registry()
+    assert "ibp" in found.names("bound")
+    (failure,) = found.failures
+    assert "module_that_is_gone" in str(failure)
 
 
 def test_a_target_that_cannot_be_imported_names_its_plugin() -> None:
@@ -182,24 +180,151 @@ class RaisesIBP(HalfIBP):
         raise KeyError("lost")
 
 
+class WrongShape(HalfIBP):
+    def combine(self, step: Any) -> torch.Tensor:
+        return super().combine(step)[:3]
+
+
+class Detached(HalfIBP):
+    def combine(self, step: Any) -> torch.Tensor:
+        return super().combine(step).detach()
+
+
+class NotATensor(HalfIBP):
+    def combine(self, step: Any) -> Any:
+        return float(super().combine(step).detach().mean())
+
+
+class NaN(HalfIBP):
+    def combine(self, step: Any) -> torch.Tensor:
+        return super().combine(step) * float("nan")
+
+
+class Unsound(HalfIBP):
+    """Claims a margin that is too large for a box."""
+
+    def combine(self, step: Any) -> torch.Tensor:
+        box = step["full"]
+        loss: torch.Tensor = step.loss(box.with_margins(box.margins + 50))
+        return loss
+
+
+class UnsoundLoss(HalfIBP):
+    """Claims a loss of its own that is too small for a box."""
+
+    def combine(self, step: Any) -> torch.Tensor:
+        box = step["full"]
+        loss: torch.Tensor = step.loss(dataclasses.replace(box, loss=0.01 * box.robust_loss()))
+        return loss
+
+
+class Inner:
+    """Fails out of the backward pass, where no code of the plugin is on the stack."""
+
+    @staticmethod
+    def build() -> Any:
+        class Fails(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+                return x.clone()
+
+            @staticmethod
+            def backward(ctx: Any, gradient: torch.Tensor) -> Any:
+                return gradient[:1]
+
+        return Fails
+
+
+class FailsBackward(HalfIBP):
+    def combine(self, step: Any) -> torch.Tensor:
+        loss: torch.Tensor = Inner.build().apply(super().combine(step))
+        return loss
+
+
+class WrongObjective:
+    """A foreign objective that returns one value for the whole batch."""
+
+    reads = frozenset({"point", "box", "mixed"})
+    teachers = 1
+    teacher_inputs = frozenset({"clean"})
+    student_points: frozenset[str] = frozenset()
+    needs_features = False
+
+    def __init__(self, options: Options) -> None: ...
+
+    def loss(self, enclosure: Any, lesson: Any) -> torch.Tensor:
+        total: torch.Tensor = lesson.robust.mean()
+        return total
+
+
+class StepOptions(Options):
+    steps: Count = 1
+
+
+class WrongAttack:
+    Options = StepOptions
+
+    def __init__(self, options: StepOptions) -> None: ...
+
+    def perturb(self, logits: Any, x: torch.Tensor, labels: Any, box: Any, generator: Any) -> torch.Tensor:
+        return x.double()
+
+
+class RaisingModel:
+    def __init__(self, options: Options) -> None: ...
+
+    def build(self, input_shape: Any, classes: int) -> Any:
+        raise IndexError("no layer 7")
+
+
+class RaisingData(RaisingModel):
+    def load(self, data_dir: Any) -> Any:
+        raise IndexError("no shard 7")
+
+
+class UnsoundStage:
+    def __init__(self, options: Options) -> None: ...
+
+    def margins(self, network: Any, box: Any, labels: torch.Tensor) -> torch.Tensor:
+        return torch.ones(len(labels), network.classes, dtype=torch.float64)
+
+
+class WrongStage(UnsoundStage):
+    def margins(self, network: Any, box: Any, labels: torch.Tensor) -> torch.Tensor:
+        return torch.ones(len(labels), dtype=torch.float64)
+
+
 SETTINGS = {**QUICK, "teacher.name": "none", "train.epochs": 1, "train.ramp": 0.5}
 
 
 def add_methods(where: Registry) -> None:
     here = __name__
+    hooks = {
+        "ctkd_bound_methods": [
+            ("half-ibp", HalfIBP),
+            ("raises-ibp", RaisesIBP),
+            ("wrong-shape", WrongShape),
+            ("detached", Detached),
+            ("no-tensor", NotATensor),
+            ("nan", NaN),
+            ("unsound", Unsound),
+            ("unsound-loss", UnsoundLoss),
+            ("fails-backward", FailsBackward),
+        ],
+        "ctkd_objectives": [("wrong-objective", WrongObjective)],
+        "ctkd_attacks": [("wrong-attack", WrongAttack)],
+        "ctkd_models": [("raising-model", RaisingModel)],
+        "ctkd_datasets": [("raising-data", RaisingData)],
+        "ctkd_certification_stages": [("unsound-stage", UnsoundStage), ("wrong-stage", WrongStage)],
+    }
 
-    def methods() -> list[Registration]:
-        return [
-            Registration("half-ibp", f"{here}:HalfIBP", "half and half"),
-            Registration("raises-ibp", f"{here}:RaisesIBP", "raises"),
-        ]
+    def lister(found: list[tuple[str, type]]) -> Any:
+        return lambda: [Registration(name, f"{here}:{kind.__name__}", "x") for name, kind in found]
 
-    where.add(module("foreign", ctkd_bound_methods=methods), "foreign 3.1")
+    where.add(module("foreign", **{hook: lister(found) for hook, found in hooks.items()}), "foreign 3.1")
 
 
 def test_a_foreign_method_trains_and_its_state_is_kept(foreign: Registry, tmp_path: Path) -> None:
-    import json
-
     from ctkd.storage import read_tensors
 
     add_methods(foreign)
@@ -213,8 +338,112 @@ def test_a_foreign_method_trains_and_its_state_is_kept(foreign: Registry, tmp_pa
 
 def test_a_method_that_raises_stops_the_run_and_is_named(foreign: Registry, tmp_path: Path) -> None:
     add_methods(foreign)
-    with pytest.raises(RunFailed, match=r"bound 'raises-ibp' of foreign 3.1 raised KeyError: 'lost'"):
+    words = r"bound 'raises-ibp' of foreign 3.1 raised KeyError: 'lost' in RaisesIBP.combine \(test_plugins.py:\d+\)"
+    with pytest.raises(RunFailed, match=words):
         train(settings={**SETTINGS, "bound.name": "raises-ibp"}, out=tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"bound.name": "wrong-shape"}, r"combine of bound 'wrong-shape' of foreign 3.1 returned .* shape \(3,\)"),
+        ({"bound.name": "detached"}, "combine of bound 'detached' of foreign 3.1 returned a loss that is detached"),
+        ({"bound.name": "no-tensor"}, "combine of bound 'no-tensor' of foreign 3.1 returned float"),
+        ({"bound.name": "nan"}, "total loss is not finite, with bound 'nan' of foreign 3.1; the update was not made"),
+        ({"bound.name": "unsound"}, "bound 'unsound' of foreign 3.1 claims a lower bound of the margins over a box"),
+        ({"bound.name": "unsound-loss"}, "bound 'unsound-loss' of foreign 3.1 claims an upper bound of the loss"),
+        ({"bound.name": "fails-backward"}, "bound 'fails-backward' of foreign 3.1: the run stopped with RuntimeError"),
+        (
+            {"bound.name": "ibp", "distill.name": "wrong-objective", "teacher.name": "natural", "teacher.epochs": 1},
+            r"loss of distill 'wrong-objective' of foreign 3.1 returned .*\(\); the shape must be \(\d+,\), one value",
+        ),
+        (
+            {"bound.name": "adversarial", "attack.name": "wrong-attack"},
+            "perturb of attack 'wrong-attack' of foreign 3.1 returned .*float64; it must return inputs like those",
+        ),
+        ({"model.name": "raising-model"}, "model 'raising-model' of foreign 3.1 raised IndexError: no layer 7 in"),
+        ({"data.name": "raising-data", "train.eps": 0.1}, "dataset 'raising-data' of foreign 3.1 raised IndexError"),
+        (
+            {"bound.name": "ibp", "certify.stages": ["wrong-stage"]},
+            r"stage 'wrong-stage' of foreign 3.1 returned .* shape .*; it must return",
+        ),
+    ],
+)
+def test_what_a_plugin_does_wrong_is_named(
+    foreign: Registry, tmp_path: Path, settings: dict[str, Any], words: str
+) -> None:
+    add_methods(foreign)
+    with pytest.raises(RunFailed, match=words) as caught:
+        train(settings={**SETTINGS, **settings}, out=tmp_path / "run")
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unsound_stage_is_a_contradiction_that_names_it(foreign: Registry, tmp_path: Path) -> None:
+    add_methods(foreign)
+    settings = {**SETTINGS, "bound.name": "ibp", "certify.stages": ["unsound-stage"]}
+    with pytest.raises(Contradiction, match=r"certified by stage 'unsound-stage' of foreign 3.1"):
+        train(settings=settings, out=tmp_path / "run")
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_a_run_that_a_plugin_stopped_goes_on_once_it_is_mended(
+    foreign: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_methods(foreign)
+    settings = {**SETTINGS, "bound.name": "raises-ibp"}
+    with pytest.raises(RunFailed):
+        train(settings=settings, out=tmp_path / "run")
+    monkeypatch.setattr(RaisesIBP, "combine", HalfIBP.combine)
+    _, summary = resume(tmp_path / "run")
+    whole, _ = train(settings=settings, out=tmp_path / "whole")
+    assert summary["student_sha256"] == json.loads(whole.summary.read_text())["student_sha256"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "there", "warned"), [("", set(), 0), ("mine", {"mine"}, 0), ("a,mine", {"mine"}, 1)]
+)
+def test_an_environment_variable_chooses_plugins(
+    monkeypatch: pytest.MonkeyPatch, wanted: str, there: set[str], warned: int
+) -> None:
+    from importlib.metadata import EntryPoint, entry_points
+
+    real = [point for point in entry_points(group="ctkd") if point.value == "ctkd.builtin"]
+    for name in ("mine", "yours"):
+        made = module(f"{name}_plugin", ctkd_models=lambda name=name: [Registration(name, "nowhere:X", "x")])
+        monkeypatch.setitem(sys.modules, made.__name__, made)
+        real.append(EntryPoint(name, made.__name__, "ctkd"))
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: real)
+    assert {"mine", "yours"} <= set(load_registry().names("model"))
+    monkeypatch.setenv("CTKD_LOAD_PLUGINS", wanted)
+    found = load_registry()
+    assert {"mine", "yours"} & set(found.names("model")) == there
+    assert "ibp" in found.names("bound")
+    assert len(found.failures) == warned
+    assert all("CTKD_LOAD_PLUGINS names it" in str(failure) for failure in found.failures)
+
+
+def test_a_module_that_exits_or_prints_while_it_is_imported_does_no_harm(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from importlib.metadata import EntryPoint, entry_points
+
+    real = [point for point in entry_points(group="ctkd") if point.value == "ctkd.builtin"]
+    (tmp_path / "prints_and_exits.py").write_text("print('hello')\nraise SystemExit(0)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    points = [*real, EntryPoint("p", "prints_and_exits", "ctkd")]
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: points)
+    (failure,) = load_registry().failures
+    assert "SystemExit" in str(failure)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == "hello\n"
+
+
+def test_one_distribution_may_bring_several_modules(fresh: Registry) -> None:
+    fresh.add(module("one", ctkd_models=lambda: [Registration("a", "nowhere:X", "x")]), "dist 1.0")
+    fresh.add(module("two", ctkd_models=lambda: [Registration("b", "nowhere:X", "x")]), "dist 1.0")
+    assert fresh.failures == []
+    assert {"a", "b"} <= set(fresh.names("model"))
 
 
 def test_lifecycle_hooks_hear_of_everything_and_a_broken_one_is_switched_off(foreign: Registry, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from ctkd.accuracy import smallest_margin
 from ctkd.api import Attack, CertificationStage, Split
 from ctkd.boxes import perturbation_box
 from ctkd.certify.store import Row, Store
-from ctkd.errors import Contradiction, Interrupted
+from ctkd.errors import Contradiction, Interrupted, RunFailed
 from ctkd.interrupt import StopRequest
 from ctkd.progress import Reporter
 from ctkd.propagate import Network, margins_of
@@ -73,6 +73,8 @@ class Cascade:
     attack: Attack
     stages: Mapping[str, CertificationStage]
     seed: int
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """How messages name the stages."""
 
     def run(
         self,
@@ -167,6 +169,7 @@ class Cascade:
         left = torch.arange(len(labels))
         for name, stage in self.stages.items():
             margins = stage.margins(network, box[left], labels[left])
+            self._check_margins(margins, len(left), name)
             # A bound that is not a number proves nothing.
             margins = torch.where(margins.isnan(), -torch.inf, margins)
             best[left] = torch.maximum(best[left], margins)
@@ -179,6 +182,16 @@ class Cascade:
                 break
         return smallest_margin(best, labels), by
 
+    def _check_margins(self, margins: object, batch: int, name: str) -> None:
+        wanted = (batch, self.network.classes)
+        if isinstance(margins, Tensor) and margins.shape == wanted and margins.dtype == PRECISION:
+            return
+        found = f"{margins.dtype} of shape {tuple(margins.shape)}" if isinstance(margins, Tensor) else type(margins)
+        raise RunFailed(f"{self._label(name)} returned {found}; it must return {PRECISION} of shape {wanted}")
+
+    def _label(self, stage: str) -> str:
+        return self.labels.get(stage, f"stage {stage!r}")
+
     def _contradict(self, indices: list[int], labels: Tensor, found: Tensor, lower: Tensor, by: list[str]) -> None:
         """The attacked point, replayed in the arithmetic of the bounds, must not break a certified sample."""
         network = self.network.to(PRECISION)
@@ -187,8 +200,9 @@ class Cascade:
         if both:
             k = both[0]
             raise Contradiction(
-                f"sample {indices[k]} is certified (margin at least {float(lower[k]):.3g}) and broken by an attacked "
-                f"point (margin {float(replayed[k]):.3g}); a bound is wrong, and nothing was reported. "
+                f"sample {indices[k]} is certified by {self._label(by[k])} (margin at least {float(lower[k]):.3g}) and "
+                f"broken by an attacked point (margin {float(replayed[k]):.3g}); a bound is wrong, and nothing was "
+                f"reported. "
                 f"{len(both)} such sample(s) in this batch, network {self.network.sha256()[:12]}"
             )
 

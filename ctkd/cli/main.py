@@ -5,7 +5,9 @@
 from __future__ import annotations
 
 import difflib
+import os
 import sys
+import traceback
 from collections.abc import Sequence
 
 import click
@@ -72,6 +74,8 @@ def run(arguments: Sequence[str]) -> int:
             print(f"error: {message}", file=sys.stderr)
         return error.exit_code
     except CtkdError as error:
+        if os.environ.get("CTKD_TRACEBACK"):
+            traceback.print_exception(error)
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except click.exceptions.NoArgsIsHelpError as error:

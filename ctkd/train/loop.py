@@ -17,13 +17,16 @@ from torch import Tensor, nn
 
 from ctkd.accuracy import adversarial_accuracy, interval_report
 from ctkd.api import Attack, BoundMethod, Data, Objective, PropagationBackend, Split
+from ctkd.attribution import is_own, label
 from ctkd.errors import BadInput, Interrupted, RunFailed
+from ctkd.hookspecs import Registration
 from ctkd.interrupt import StopRequest
 from ctkd.progress import Reporter
 from ctkd.propagate import Graph, Moments, Network, trace
 from ctkd.randomness import generator
 from ctkd.teaching import Teacher
 from ctkd.train import checkpoint
+from ctkd.train.checks import check_claims
 from ctkd.train.initialise import default_initialise, shi_initialise
 from ctkd.train.options import TrainOptions
 from ctkd.train.schedule import learning_rate, schedule_at
@@ -45,6 +48,8 @@ class Plugins:
     backend: PropagationBackend
     evaluation: Attack | None = None
     """The attack by which epochs are compared where ``train.keep`` asks for it."""
+    entries: Mapping[str, Registration] = field(default_factory=dict)
+    """Where each of them comes from, by kind, for messages."""
 
     def stateful(self) -> dict[str, Any]:
         """Those that keep state between steps: they have ``state_dict`` and ``load_state_dict`` (JSON values)."""
@@ -127,6 +132,7 @@ class Trainer:
             self.plugins.backend,
             options,
             [teacher.outputs for teacher in teachers],
+            {kind: label(entry) for kind, entry in self.plugins.entries.items()},
         )
         self.step = 0
         self.best: dict[str, Tensor] = {}
@@ -222,6 +228,9 @@ class Trainer:
         noise = generator(options.seed, f"{self.role}-attack", epoch, i)
         loss = self.training_step(x, labels, schedule, noise)
         norms = gradient_norms(loss, self.parameters) if measure else {}
+        if measure and loss.clean is not None:
+            who = label(self.plugins.entries["bound"]) if "bound" in self.plugins.entries else "the bound method"
+            check_claims(loss.claims, x, loss.clean, labels, who)
         self.optimizer.zero_grad()
         loss.total.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self.parameters, options.clip)
@@ -259,8 +268,10 @@ class Trainer:
     def _refuse_non_finite(self, bad: tuple[list[str], Tensor]) -> None:
         names = [name for name, flag in zip(bad[0], bad[1].tolist(), strict=True) if flag]
         if names:
+            foreign = " and ".join(label(entry) for entry in self.plugins.entries.values() if not is_own(entry))
             raise RunFailed(
-                f"training the {self.name} stopped at step {self.step}: {names[0]} is not finite; "
+                f"training the {self.name} stopped at step {self.step}: {names[0]} is not finite"
+                f"{f', with {foreign}' if foreign else ''}; "
                 f"the update was not made and the last good checkpoint is kept in {self.folder}. "
                 "A smaller train.lr or train.clip, or a longer train.ramp, often helps"
             )
@@ -327,7 +338,7 @@ class Trainer:
         with torch.no_grad():
             network = self.graph.bind().detach().to("cpu")
         schedule = schedule_at(self.options, self.step - 1, self.steps_per_epoch)
-        validation = interval_report(network, self.data.validation, self.options.eps)
+        validation = interval_report(network, self.data.validation, self.options.eps, backend=self.plugins.backend)
         if self.options.keep == "best-adversarial":
             validation["adversarial_accuracy"] = self._attacked(network)
         return {
@@ -389,7 +400,7 @@ def feature_widths(student: Network, teacher: Teacher) -> tuple[int | None, int 
 def finalise(module: nn.Module, input_shape: tuple[int, ...]) -> Network:
     """The one network that is attacked, certified, exported and hashed: folded in float64, stored in float32."""
     exact = copy.deepcopy(module).to("cpu").double().eval()
-    return trace(exact, input_shape).bind().detach().to(torch.float32)
+    return trace(exact, input_shape, functions=True).bind().detach().to(torch.float32)
 
 
 def _join(a: Split, b: Split) -> Split:

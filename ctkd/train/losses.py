@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from ctkd.api import Enclosure, Lesson, Objective, Schedule, TeacherOutputs
+from ctkd.train.checks import check_loss
 
 
 class LossTerms:
@@ -16,6 +17,8 @@ class LossTerms:
 
     Attributes:
         teachers: the outputs of each teacher by input; empty while nothing is taught.
+        claims: the enclosures seen that claim to hold for a box.
+        label: how messages name the objective.
         points: the student's enclosures that the objective asked for; filled once they are known.
     """
 
@@ -25,15 +28,20 @@ class LossTerms:
         teachers: tuple[Mapping[str, TeacherOutputs], ...],
         labels: Tensor,
         schedule: Schedule,
+        label: str = "the objective",
     ) -> None:
         self.objective = objective
         self.teachers = teachers
         self.labels = labels
         self.schedule = schedule
+        self.label = label
         self.points: Mapping[str, Enclosure] = {}
         self.terms: dict[str, Tensor] = {}
+        self.claims: list[Enclosure] = []
 
     def __call__(self, enclosure: Enclosure) -> Tensor:
+        if enclosure.kind == "box":
+            self.claims.append(enclosure)
         robust = self.record(f"robust/{enclosure.kind}", enclosure.robust_loss())
         if enclosure.kind not in self.objective.reads or not self.teachers:
             return robust
@@ -45,7 +53,9 @@ class LossTerms:
             points=self.points,
             record=lambda name, value: self.record(f"distill/{name}/{enclosure.kind}", value),
         )
-        return self.objective.loss(enclosure, lesson)
+        loss = self.objective.loss(enclosure, lesson)
+        check_loss(loss, len(self.labels), f"loss of {self.label}", per_sample=True)
+        return loss
 
     def record(self, name: str, value: Tensor) -> Tensor:
         same = sum(known.split("#")[0] == name for known in self.terms)

@@ -36,6 +36,7 @@ from ctkd.propagate import (
     margin_specification,
     margins_of,
 )
+from ctkd.train.checks import check_loss, check_points
 from ctkd.train.losses import LossTerms
 from ctkd.train.options import TrainOptions
 from ctkd.train.regularisers import l1_norm, shi_regularisers
@@ -46,12 +47,19 @@ REGULARISER_EPS = 1e-6
 
 @dataclass(frozen=True, eq=False)
 class Loss:
-    """What one step computed: the scalar to minimise, its terms, and the batch-norm statistics to keep."""
+    """What one step computed: the scalar to minimise, its terms, and the batch-norm statistics to keep.
+
+    Attributes:
+        claims: enclosures that claim to hold for a box; empty where they cannot be compared with ``clean``.
+        clean: the logits of the batch itself, by the same statistics as the boxes; None where nobody needed them.
+    """
 
     total: Tensor
     terms: dict[str, Tensor]
     statistics: list[Statistics]
     flow: Flow | None
+    claims: list[Enclosure] = field(default_factory=list)
+    clean: Tensor | None = None
 
 
 @dataclass(eq=False)
@@ -100,6 +108,8 @@ class TrainingStep:
     backend: PropagationBackend
     options: TrainOptions
     teachers: Sequence[Callable[[Tensor], TeacherOutputs]]
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """How messages name bound method, objective and attack, by kind."""
 
     def __call__(self, x: Tensor, labels: Tensor, schedule: Schedule, generator: torch.Generator) -> Loss:
         options, graph = self.options, self.graph
@@ -136,7 +146,11 @@ class TrainingStep:
             boxes = {"full": full_box(context)}
         taught.inputs = points
         terms = LossTerms(
-            self.objective, taught.lessons(self.objective.teacher_inputs) if teaching else (), labels, schedule
+            self.objective,
+            taught.lessons(self.objective.teacher_inputs) if teaching else (),
+            labels,
+            schedule,
+            self.labels.get("distill", "the objective"),
         )
         total: Tensor = torch.zeros((), dtype=x.dtype, device=x.device)
         if kappa > 0:
@@ -153,7 +167,9 @@ class TrainingStep:
             if robust:
                 step = self._combination(schedule, labels, network, flow, terms, clean, x, joint, boxes, generator)
                 terms.points = step.enclosures
-                total = total + (1 - kappa) * self.method.combine(step).mean()
+                combined = self.method.combine(step)
+                check_loss(combined, len(x), f"combine of {self.labels.get('bound', 'the bound method')}")
+                total = total + (1 - kappa) * combined.mean()
         if regularise and flow is not None:
             assert flow.box is not None
             fade = options.shi_weight * (1 - schedule.progress)
@@ -162,7 +178,15 @@ class TrainingStep:
             total = total + fade * (terms.record("shi/tightness", tightness) + terms.record("shi/balance", balance))
         if options.l1 > 0:
             total = total + options.l1 * terms.record("l1", l1_norm(graph.module))
-        return Loss(total, terms.terms, [update for update in updates if update], flow)
+        comparable = needs.tighten is None and len(updates) == 1 and clean is not None
+        return Loss(
+            total,
+            terms.terms,
+            [update for update in updates if update],
+            flow,
+            terms.claims if comparable else [],
+            clean.logits.detach() if comparable and clean is not None else None,
+        )
 
     def _attack(
         self,
@@ -185,6 +209,7 @@ class TrainingStep:
             box = perturbation_box(x, schedule.eps * self.options.attack_eps_factor)
         given = {} if reference is None else {"reference": reference}
         found = self.attack.perturb(network, x, labels, box, generator, **given)
+        check_points(found, x, f"perturb of {self.labels.get('attack', 'the attack')}")
         return box.clamp(found.detach())
 
     def _combination(

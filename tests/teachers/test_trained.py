@@ -138,7 +138,7 @@ def key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, digits: Data, **setting
         return seen[-1]
 
     with monkeypatch.context() as patch:
-        patch.setattr("ctkd.fingerprint.code_digest", lambda: "the same")
+        patch.setattr("ctkd.fingerprint.code_digest", lambda folder: "the same")
         patch.setattr(ctkd.session, "fit_key", spy)
         flags = {"teacher.name": "pgd", **{name.replace("__", "."): value for name, value in settings.items()}}
         session = Keys(resolve(flags), RunFolder(tmp_path), digits, Silent(), StopRequest())
