@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import importlib.resources
 import json
+import os
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ SECTIONS: dict[str, type[Options]] = {
 """Roles that belong to core."""
 BASE = {"data": "digits", "bound": "crown-ibp", "teacher": "pgd", "attack": "pgd", "propagation": "native"}
 """What a bare ``ctkd train`` uses. The model and eps come from the data set's file in ``ctkd/defaults``."""
+COMMAND_LINE = "command line"
 SCHEDULE = ("warmup", "ramp", "milestones", "average_from")
 """Moments of the training that scale with its length unless they are set with it."""
 
@@ -143,7 +145,7 @@ def resolve(flags: Mapping[str, Any] | None = None, file: Path | None = None) ->
     for path, value in (flags or {}).items():
         role, key = split_path(path)
         if _known_role(role, key, path, problems):
-            layers.put(FLAG, role, key, value, "command line")
+            layers.put(FLAG, role, key, value, COMMAND_LINE)
     entries = _choose(layers, problems)
     _scale_schedule(layers)
     _keep_one_epoch(layers)
@@ -228,6 +230,7 @@ def _choose(layers: Layers, problems: list[str]) -> dict[str, Registration]:
         except BadInput as problem:
             problems.extend(problem.messages)
 
+    _spell_out(layers)
     for role, name in BASE.items():
         layers.put(0, role, "name", name, "default")
     find("data")
@@ -279,6 +282,34 @@ def _bring_attack(layers: Layers, entries: Mapping[str, Registration], problems:
                     f"choose one of them, or set attack.{key}"
                 )
             layers.put(0, "attack", key, value, f"{role} {entries[role].name}")
+
+
+def _spell_out(layers: Layers) -> None:
+    """A model or data set may be given by an import path or a path; that stands for a plugin with this option."""
+    for role in ("model", "data"):
+        for rank, (name, source) in list(layers.values.get((role, "name"), {}).items()):
+            if not isinstance(name, str) or name in registry().names(_kind(role)):
+                continue
+            if role == "model" and ":" in name:
+                plugin, key = "import", "factory"
+            elif role == "data" and name.endswith(".npz"):
+                plugin, key = "npz", "path"
+            elif role == "data" and ("/" in name or os.sep in name or Path(name).is_dir()):
+                plugin, key = "folder", "path"
+            else:
+                continue
+            layers.put(rank, role, "name", plugin, source)
+            layers.put(rank, role, key, name, source)
+
+
+def check_imports(config: RunConfig, allowed: bool) -> None:
+    """Raises: BadInput if a file, not the command line, names code to run and that was not allowed."""
+    source = config.sources.get("model.factory")
+    if config.model.name == "import" and source != COMMAND_LINE and not allowed:
+        raise BadInput(
+            f"{source} asks to import {config.model.table()['factory']} and run it; "
+            "add --allow-import if you trust that file"
+        )
 
 
 def _default_files() -> list[str]:

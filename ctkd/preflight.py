@@ -4,10 +4,6 @@
 
 from __future__ import annotations
 
-import functools
-import importlib
-import sys
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +13,7 @@ from ctkd.config import RunConfig
 from ctkd.errors import BadInput
 from ctkd.export import to_onnx
 from ctkd.progress import Reporter
+from ctkd.propagate import trace
 from ctkd.session import plugin, sample_range
 from ctkd.train.loop import finalise
 
@@ -61,9 +58,9 @@ def check(model: str, input_shape: str | tuple[int, ...], classes: int = 10) -> 
     """Say whether a model can be bounded: what ``ctkd check`` does.
 
     Args:
-        model: a registered name, or ``pkg.mod:factory``, a function without arguments.
+        model: a registered name, or ``pkg.mod:factory``.
         input_shape: without the batch dimension; also as text, ``"1,28,28"``.
-        classes: for registered models.
+        classes: for models that ask.
 
     Returns:
         ``layers``: one entry per layer of the folded network: path, op, shape. ``export_problems``: why it cannot be
@@ -80,7 +77,9 @@ def check(model: str, input_shape: str | tuple[int, ...], classes: int = 10) -> 
     if min(input_shape) < 1 or classes < 1:
         raise BadInput(f"--input {input_shape}, --classes {classes}: sizes must be at least 1")
     try:
-        module = _imported(model) if ":" in model else plugin("model", {"name": model}).build(input_shape, classes)
+        table = {"name": "import", "factory": model} if ":" in model else {"name": model}
+        module = plugin("model", table).build(input_shape, classes)
+        trace(module, input_shape)
         network = finalise(module, input_shape)
     except (RuntimeError, MemoryError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
@@ -94,18 +93,3 @@ def check(model: str, input_shape: str | tuple[int, ...], classes: int = 10) -> 
     except BadInput as problem:
         return {"layers": layers, "export_problems": list(problem.messages)}
     return {"layers": layers, "export_problems": []}
-
-
-def _imported(reference: str) -> torch.nn.Module:
-    """The module that ``pkg.mod:factory`` makes. Given on the command line, so it may run the user's code."""
-    name, _, path = reference.partition(":")
-    sys.path.insert(0, str(Path.cwd()))  # as `python -m` has it
-    try:
-        made = functools.reduce(getattr, path.split("."), importlib.import_module(name))()  # type: ignore[operator]
-    except (Exception, SystemExit) as error:  # the user's code: anything may come out of it
-        raise BadInput(f"{reference} cannot be used: {type(error).__name__}: {error}") from None
-    finally:
-        sys.path.pop(0)
-    if not isinstance(made, torch.nn.Module):
-        raise BadInput(f"{reference} must return a torch.nn.Module, found {type(made).__name__}")
-    return made

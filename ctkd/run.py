@@ -16,9 +16,10 @@ from typing import Any
 import torch
 
 from ctkd.accuracy import is_correct, natural_accuracy
+from ctkd.attribution import attributed
 from ctkd.certify.options import CertifyOptions
 from ctkd.certify.store import Store
-from ctkd.config import dump, resolve
+from ctkd.config import check_imports, dump, resolve
 from ctkd.errors import BadInput
 from ctkd.export import export_instances
 from ctkd.interrupt import StopRequest, stop_request
@@ -34,12 +35,14 @@ from ctkd.storage import read_json, write_json, write_text
 __all__ = ["certify", "check", "export", "resume", "train"]
 
 
+@attributed()
 def train(
     *,
     settings: Mapping[str, Any] | None = None,
     config: Path | None = None,
     out: Path | None = None,
     certify: bool = True,
+    allow_import: bool = False,
     reporter: Reporter | None = None,
     command: str = "",
 ) -> tuple[RunFolder, dict[str, Any]]:
@@ -50,6 +53,7 @@ def train(
         config: a TOML file below the settings.
         out: the run folder; None makes one under ``runs/``.
         certify: False stops after training and attack-free evaluation; certified figures are then null.
+        allow_import: whether ``config`` may name code to import; ``settings`` always may.
         reporter: receives progress; None is silent.
         command: recorded in the configuration's header.
 
@@ -60,6 +64,7 @@ def train(
         BadInput, RunFailed, Contradiction, Interrupted: see ``ctkd.errors``.
     """
     resolved = resolve(settings, config)
+    check_imports(resolved, allow_import)
     check_device(resolved.train.device)
     _set_threads(resolved.train.threads)
     # The thread count belongs to the result: it is recorded even where it was left open.
@@ -82,7 +87,10 @@ def train(
             raise
 
 
-def resume(path: Path, *, certify: bool = True, reporter: Reporter | None = None) -> tuple[RunFolder, dict[str, Any]]:
+@attributed()
+def resume(
+    path: Path, *, certify: bool = True, allow_import: bool = False, reporter: Reporter | None = None
+) -> tuple[RunFolder, dict[str, Any]]:
     """Go on with a run that was interrupted; a finished run is returned as it is. What ``ctkd train --resume`` does."""
     folder = RunFolder.open(path)
     with stop_request() as stop, folder.lock():
@@ -94,6 +102,7 @@ def resume(path: Path, *, certify: bool = True, reporter: Reporter | None = None
                 return folder, summary
         folder.tidy()
         config = resolve(file=folder.config)
+        check_imports(config, allow_import)
         check_device(config.train.device)
         _set_threads(config.train.threads)
         session = Session(config, folder, load_data(config), reporter or Silent(), stop)
@@ -252,6 +261,7 @@ def _radius(eps: float | str | None, default: float) -> float:
         raise BadInput(f"eps={eps}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
 
 
+@attributed()
 def certify(
     run: Path,
     *,
@@ -292,6 +302,7 @@ def certify(
     }
 
 
+@attributed()
 def export(
     run: Path,
     folder: Path,

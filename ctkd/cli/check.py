@@ -23,7 +23,8 @@ Examples:
 def command(model: str, shape: str, classes: int, as_json: bool) -> None:
     """Say whether MODEL can be bounded and exported, layer by layer.
 
-    MODEL is a registered name or pkg.mod:factory, a function without arguments that returns an nn.Module.
+    MODEL is a registered name or pkg.mod:factory, a function of (input_shape, classes) or of nothing that returns an
+    nn.Module.
     """
     from ctkd.run import check
 
