@@ -19,10 +19,11 @@ SHORT = {"a", "an", "the", "on", "of", "in", "for", "to", "towards"}
 
 
 def entries(config: RunConfig) -> list[Registration]:
-    """The plugins that a configuration uses, without those of certification stages that are off."""
+    """The plugins that a configuration uses."""
     roles = (config.bound, *config.teachers, config.distill, config.attack, config.model, config.data)
     found = [choice.entry for choice in (*roles, config.propagation)]
-    return found + [registry().find("stage", name) for name in config.certify.stages]
+    found += [registry().find("stage", table["name"]) for table in config.certify.stages]
+    return found + [registry().find("attack", table["name"]) for table in config.certify.further_attacks]
 
 
 def papers(config: RunConfig) -> list[Paper]:

@@ -18,7 +18,7 @@ from ctkd.errors import BadInput, CtkdError, nearest
 from ctkd.hookspecs import Registration
 from ctkd.options import Options, Radius, validate
 from ctkd.pairs import check_pair
-from ctkd.plugins import create, options_class, registry
+from ctkd.plugins import create, options_class, options_from, registry
 from ctkd.settings import FILE, FLAG, SHIPPED, Layers
 from ctkd.train.options import TrainOptions
 
@@ -403,9 +403,10 @@ def _build(layers: Layers, entries: Mapping[str, Registration], problems: list[s
     sections = {role: validate(kind, layers.table(role), role, problems) for role, kind in SECTIONS.items()}
     certify = sections["certify"]
     if isinstance(certify, CertifyOptions):
-        for stage in certify.stages:
-            if stage not in registry().names("stage"):
-                problems.append(f"certify.stages: {stage!r} is not known: {nearest(stage, registry().names('stage'))}")
+        for table in certify.stages:
+            options_from("stage", table, "certify.stages", problems)
+        for table in certify.further_attacks:
+            options_from("attack", table, "certify.further_attacks", problems)
     if len(choices) < len(ROLES) - 1 + len(_teacher_roles(layers)) or None in sections.values():
         return None
     teachers = tuple(choices.pop(role) for role in _teacher_roles(layers))

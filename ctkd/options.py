@@ -9,7 +9,16 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    model_validator,
+)
 
 from ctkd.errors import nearest
 
@@ -66,6 +75,22 @@ Count = Annotated[int, BeforeValidator(parse_integer), Field(ge=1)]
 Index = Annotated[int, BeforeValidator(parse_integer), Field(ge=0)]
 AbsolutePath = Annotated[Path, AfterValidator(Path.absolute)]
 """A path that means the same from another working directory."""
+
+
+def _as_table(value: Any) -> Any:
+    if isinstance(value, str):
+        return {"name": value}
+    if isinstance(value, dict) and not isinstance(value.get("name"), str):
+        raise ValueError("write a plugin's name, or a table with its name and options")
+    return value
+
+
+PluginTable = Annotated[
+    dict[str, Any],
+    BeforeValidator(_as_table),
+    PlainSerializer(lambda table: table["name"] if len(table) == 1 else table),
+]
+"""A plugin by its name, or by a table of its name and options."""
 
 O = TypeVar("O", bound=Options)  # noqa: E741
 

@@ -11,7 +11,7 @@ import importlib
 import importlib.metadata
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -198,3 +198,25 @@ def options_class(entry: Registration) -> type[Options]:
 def create(entry: Registration, options: Options) -> Any:
     """An instance of a registered plugin."""
     return load(entry.target, entry.origin)(options)
+
+
+def options_from(kind: str, table: Mapping[str, Any], role: str, problems: list[str]) -> Options | None:
+    """The validated options of a table with ``name``; each mistake becomes one line in ``problems``."""
+    from ctkd.options import validate
+
+    values = dict(table)
+    try:
+        entry = registry().find(kind, values.pop("name"), role)
+        return validate(options_class(entry), values, role, problems)
+    except CtkdError as error:
+        problems.append(str(error))
+        return None
+
+
+def create_from(kind: str, table: Mapping[str, Any]) -> Any:
+    """An instance of the plugin that a table with ``name`` and options describes. Raises: BadInput."""
+    problems: list[str] = []
+    options = options_from(kind, table, kind, problems)
+    if options is None:
+        raise BadInput(*problems)
+    return create(registry().find(kind, table["name"]), options)

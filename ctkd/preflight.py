@@ -12,9 +12,10 @@ from ctkd.api import Data
 from ctkd.config import RunConfig
 from ctkd.errors import BadInput
 from ctkd.export import to_onnx
+from ctkd.plugins import create_from
 from ctkd.progress import Reporter
 from ctkd.propagate import trace
-from ctkd.session import plugin, sample_range
+from ctkd.session import sample_range
 from ctkd.train.loop import finalise
 
 
@@ -78,7 +79,7 @@ def check(model: str, input_shape: str | tuple[int, ...], classes: int = 10) -> 
         raise BadInput(f"--input {input_shape}, --classes {classes}: sizes must be at least 1")
     try:
         table = {"name": "import", "factory": model} if ":" in model else {"name": model}
-        module = plugin("model", table).build(input_shape, classes)
+        module = create_from("model", table).build(input_shape, classes)
         trace(module, input_shape)
         network = finalise(module, input_shape)
     except (RuntimeError, MemoryError) as error:

@@ -17,7 +17,7 @@ import torch
 
 from ctkd.accuracy import is_correct, natural_accuracy
 from ctkd.attribution import attributed
-from ctkd.certify.options import CertifyOptions
+from ctkd.certify.attack import attack_facts
 from ctkd.certify.store import Store
 from ctkd.config import check_imports, dump, resolve
 from ctkd.errors import BadInput
@@ -157,17 +157,6 @@ def _phases(session: Session, certify: bool) -> dict[str, Any]:
     write_json(folder.summary, summary)
     session.hook("ctkd_run_finished", summary=summary)
     return summary
-
-
-def attack_facts(options: CertifyOptions) -> dict[str, Any]:
-    """The attack behind the reported adversarial accuracy."""
-    return {
-        "name": "pgd",
-        "objective": "margin",
-        "steps": options.attack_steps,
-        "restarts": options.attack_restarts,
-        "step_size": options.attack_step_size,
-    }
 
 
 def _environment() -> dict[str, Any]:

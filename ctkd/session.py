@@ -18,6 +18,7 @@ from torch import nn
 from ctkd import faculty
 from ctkd.api import Attack, Data, Split, TeacherSource
 from ctkd.attribution import attributed, label
+from ctkd.certify.attack import evaluation_attack, pgd_table
 from ctkd.certify.cascade import Cascade, Certificate
 from ctkd.certify.options import CertifyOptions
 from ctkd.certify.store import Store
@@ -27,8 +28,7 @@ from ctkd.errors import BadInput, Interrupted, RunFailed
 from ctkd.fingerprint import fit_key
 from ctkd.hookspecs import Registration
 from ctkd.interrupt import StopRequest
-from ctkd.options import validate
-from ctkd.plugins import create, options_class, registry
+from ctkd.plugins import create_from, options_class, registry
 from ctkd.progress import Reporter
 from ctkd.propagate import Network
 from ctkd.randomness import generator
@@ -44,32 +44,6 @@ def load_data(config: RunConfig) -> Data:
     data: Data = config.data.create().load(config.data_dir)
     check_data(data)
     return data
-
-
-def plugin(kind: str, table: Mapping[str, Any]) -> Any:
-    """A plugin object from a table with ``name`` and options."""
-    values = dict(table)
-    entry = registry().find(kind, values.pop("name"))
-    problems: list[str] = []
-    options = validate(options_class(entry), values, kind, problems)
-    if options is None:
-        raise BadInput(*problems)
-    return create(entry, options)
-
-
-def attack_table(options: CertifyOptions) -> dict[str, Any]:
-    return {
-        "name": "pgd",
-        "steps": options.attack_steps,
-        "restarts": options.attack_restarts,
-        "step_size": options.attack_step_size,
-        "objective": "margin",
-    }
-
-
-def evaluation_attack(options: CertifyOptions) -> Attack:
-    """The attack of all reported adversarial accuracies: PGD on the margin."""
-    return plugin("attack", attack_table(options))  # type: ignore[no-any-return]
 
 
 def versions() -> dict[str, str]:
@@ -163,9 +137,9 @@ class Session:
         none = {"name": "none"}
         tables = {"bound": bound, "distill": none, "attack": attack}
         plugins = Plugins(
-            method=plugin("bound", bound),
-            objective=plugin("distill", none),
-            attack=plugin("attack", attack),
+            method=create_from("bound", bound),
+            objective=create_from("distill", none),
+            attack=create_from("attack", attack),
             backend=self.config.propagation.create(),
             evaluation=self._selecting_attack(),
             entries=self._entries({kind: registry().find(kind, table["name"]) for kind, table in tables.items()}),
@@ -240,11 +214,11 @@ class Session:
             )
 
     def _selecting_table(self) -> dict[str, Any]:
-        return attack_table(self.config.certify.model_copy(update={"attack_steps": 10, "attack_restarts": 1}))
+        return pgd_table(self.config.certify.model_copy(update={"attack_steps": 10, "attack_restarts": 1}))
 
     def _selecting_attack(self) -> Attack:
         """The attack by which epochs are compared: a short one, since it runs after each."""
-        return plugin("attack", self._selecting_table())  # type: ignore[no-any-return]
+        return create_from("attack", self._selecting_table())  # type: ignore[no-any-return]
 
     def check_stop(self) -> None:
         """Raises: Interrupted if a signal came; everything finished so far is stored."""
@@ -313,20 +287,23 @@ class Session:
         split = getattr(self.data, options.split)
         samples = sample_range(self.data, options)
         attack = {k: v for k, v in options.model_dump().items() if k.startswith("attack") or k == "seed"}
+        plain = options.model_dump(mode="json")
         details = {
-            "stages": options.stages,
+            "stages": plain["stages"],
+            "further_attacks": plain["further_attacks"],
             "batch_size": options.batch_size,
             "start": options.start,
             "attack": attack,
             "data": split_digest(split),
         }
+        stages = {table["name"]: create_from("stage", table) for table in options.stages}
         cascade = Cascade(
             network=network,
             eps=eps,
             attack=evaluation_attack(options),
-            stages={name: plugin("stage", {"name": name}) for name in options.stages},
+            stages=stages,
             seed=options.seed,
-            labels={name: label(registry().find("stage", name)) for name in options.stages},
+            labels={name: label(registry().find("stage", name)) for name in stages},
         )
         with Store(self.folder.results) as store:
             settings = store.settings(network.sha256(), eps, options.split, details)

@@ -223,7 +223,8 @@ def notes(summary: Mapping[str, Any]) -> list[str]:
     lines = []
     attack = summary.get("attack")
     if attack and summary["adversarial_accuracy"] is not None:
-        lines.append(f"attack: {attack['name']}, {attack['steps']} steps, {attack['restarts']} restarts")
+        further = "".join(f"; then {table['name']}" for table in attack["further"])
+        lines.append(f"attack: {attack['name']}, {attack['steps']} steps, {attack['restarts']} restarts{further}")
     if summary.get("stages"):
         by_count = sorted(summary["stages"].items(), key=lambda pair: -pair[1])
         stages = ", ".join(f"{name} {count}" for name, count in by_count)

@@ -62,7 +62,7 @@ def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["--bound", "cc-ibp", "--set", "bound.alpha=3"], "bound.alpha=3: must be less than or equal to 1"),
         (["--set", "train.batch_size=0"], "train.batch_size=0: must be greater than or equal to 1"),
         (["--set", "train.ramp=100"], "warmup + ramp"),
-        (["--set", "certify.stages=['ibp', 'crwn']"], "certify.stages: 'crwn' is not known: did you mean 'crown'?"),
+        (["--set", "certify.stages=['ibp', 'crwn']"], "certify.stages 'crwn' is not known: did you mean 'crown'?"),
         (["--device", "nonsense"], "train.device=nonsense"),
         (
             ["--teacher", "none", "--distill", "features"],
@@ -234,10 +234,10 @@ def test_teacher_for_another_architecture(ctkd_command: Command, empty: Path) ->
 def test_teacher_for_other_inputs_or_classes(
     ctkd_command: Command, empty: Path, shape: tuple[int, ...], classes: int
 ) -> None:
-    from ctkd.session import plugin
+    from ctkd.plugins import create_from
     from ctkd.train.loop import finalise
 
-    module = plugin("model", {"name": "cnn-small"}).build(shape, classes)
+    module = create_from("model", {"name": "cnn-small"}).build(shape, classes)
     finalise(module, shape).save(empty / "t.safetensors")
     refused(
         ctkd_command(*file_teacher(Path("t.safetensors"))), f"takes inputs of shape {shape} and has {classes} classes"
@@ -246,11 +246,11 @@ def test_teacher_for_other_inputs_or_classes(
 
 
 def test_teacher_at_chance_level(ctkd_command: Command, empty: Path) -> None:
-    from ctkd.session import plugin
+    from ctkd.plugins import create_from
     from ctkd.train.loop import finalise
 
     torch.manual_seed(0)
-    module = plugin("model", {"name": "cnn-small"}).build((1, 8, 8), 10)
+    module = create_from("model", {"name": "cnn-small"}).build((1, 8, 8), 10)
     finalise(module, (1, 8, 8)).save(empty / "t.safetensors")
     code, out, err = ctkd_command(*file_teacher(Path("t.safetensors")))
     assert (code, out) == (2, "")
@@ -259,10 +259,10 @@ def test_teacher_at_chance_level(ctkd_command: Command, empty: Path) -> None:
 
 
 def test_teacher_with_features_of_another_width(ctkd_command: Command, empty: Path) -> None:
-    from ctkd.session import plugin
+    from ctkd.plugins import create_from
     from ctkd.train.loop import finalise
 
-    module = plugin("model", {"name": "mlp", "widths": (20,)}).build((1, 8, 8), 10)
+    module = create_from("model", {"name": "mlp", "widths": (20,)}).build((1, 8, 8), 10)
     finalise(module, (1, 8, 8)).save(empty / "t.safetensors")
     refused(ctkd_command(*file_teacher(Path("t.safetensors"))), "100 features of the student with 20 of the teacher")
 

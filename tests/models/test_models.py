@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from ctkd.boxes import perturbation_box
 from ctkd.errors import BadInput
 from ctkd.export import compare, to_onnx
+from ctkd.plugins import create_from
 from ctkd.propagate import interval_margins, margins_of, propagate, relaxed_margins, trace
-from ctkd.session import plugin
 
 SMALL: dict[str, dict[str, Any]] = {
     "cnn7": {"width": 2, "hidden": 6},
@@ -30,7 +30,7 @@ IMAGE = (3, 8, 8)
 
 
 def build(name: str, shape: tuple[int, ...], classes: int = 10, **options: Any) -> nn.Module:
-    module: nn.Module = plugin("model", {"name": name, **options}).build(shape, classes)
+    module: nn.Module = create_from("model", {"name": name, **options}).build(shape, classes)
     return module
 
 
