@@ -14,6 +14,8 @@ from ctkd.divergence import divergence_from as divergence_from
 from ctkd.enclosure import Enclosure as Enclosure
 from ctkd.enclosure import Kind as Kind
 from ctkd.enclosure import cross_entropy as cross_entropy
+from ctkd.runfolder import RunFolder as RunFolder
+from ctkd.train.options import TrainOptions as TrainOptions
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
     from ctkd.propagate import Bounds, CleanPass, Flow, Graph, Network
     from ctkd.propagate.ops import Nonlinear
     from ctkd.teaching import Teacher
-    from ctkd.train.options import TrainOptions
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ class Schedule:
         eps: radius of this step's boxes, pixel units.
         target: the radius at the end of the ramp.
         phase: ``warmup`` while eps is 0, then ``ramp``, then ``full``.
-        epoch, step: counted from 0; step is global.
+        epoch: counted from 0.
+        step: counted from 0 over all epochs.
     """
 
     eps: float
@@ -54,7 +56,15 @@ class Schedule:
 
 @dataclass(frozen=True)
 class BoxContext:
-    """What a method may build its boxes from."""
+    """What a method may build its boxes from.
+
+    Attributes:
+        x: (batch, *input_shape), the clean images.
+        labels: (batch,).
+        box: all images within the step's eps.
+        points: ``clean``, and ``adversarial`` where somebody asked for it; each like x.
+        schedule: where training stands.
+    """
 
     x: Tensor
     labels: Tensor
@@ -90,7 +100,9 @@ class Step(Protocol):
     """What a bound method combines: the step's enclosures and the loss to apply to them."""
 
     schedule: Schedule
+    """Where training stands."""
     labels: Tensor
+    """(batch,)."""
     network: Network
     """The student with this step's statistics folded; it can be propagated again from any node."""
     flow: Flow | None
@@ -129,9 +141,10 @@ class Step(Protocol):
 class BoundMethod(Protocol):
     """How the student's worst case is estimated.
 
-    ``evaluates`` names the kinds of enclosure on which ``combine`` calls ``step.loss``: an objective that reads
-    none of them is refused before training. ``sound`` says whether the training loss, without an objective, bounds the
-    loss over the full box from above; where it is False it is an estimate.
+    ``evaluates`` names the kinds of enclosure on which ``combine`` calls ``step.loss``, given the options: where one
+    switches a part off, its kind is left out. An objective that reads none of them is refused before training.
+    ``sound`` says whether the training loss, without an objective, bounds the loss over the full box from above; where
+    it is False it is an estimate.
 
     Further attributes are optional. ``point``: where its point loss is taken, ``adversarial`` unless it says ``clean``.
     ``own_loss``: True where an enclosure it hands to ``step.loss`` carries a loss of the method's own. ``attack``:
@@ -143,7 +156,9 @@ class BoundMethod(Protocol):
     evaluates: frozenset[Kind]
     sound: bool
 
-    def needs(self, schedule: Schedule) -> Needs: ...
+    def needs(self, schedule: Schedule) -> Needs:
+        """What core shall compute in a step. Not called while eps is 0."""
+        ...
 
     def combine(self, step: Step) -> Tensor:
         """The robust part of the loss: (batch,) or a scalar. Not called while eps is 0."""
@@ -168,7 +183,8 @@ class Lesson:
         schedule: where training stands.
         teachers: for each teacher its outputs by input: ``lesson.teachers[0]["clean"]``.
         points: the student at the points that the objective asked for.
-        record: logs a term, ``record(name, value)``, and returns it.
+        record: logs a term, ``record(name, value)``, and returns it; it appears in the metrics as
+            ``distill/NAME/KIND``, KIND that of the enclosure.
     """
 
     robust: Tensor
@@ -232,8 +248,10 @@ class Attack(Protocol):
         generator: torch.Generator,
         reference: Tensor | None = None,
     ) -> Tensor:
-        """(batch, *input_shape) inside the box; all randomness from ``generator``.
+        """(batch, *input_shape) inside the box, like ``x`` in type and device.
 
+        ``logits`` is a network whose weights need no gradient; gradients may be enabled or not when this is called.
+        All randomness comes from ``generator``, which lives on the CPU wherever ``x`` does.
         ``reference``: logits (batch, classes) at the clean input of the network that the attribute names; only
         then it is passed.
         """
@@ -243,7 +261,13 @@ class Attack(Protocol):
 class ModelFactory(Protocol):
     """Builds an architecture."""
 
-    def build(self, input_shape: tuple[int, ...], classes: int) -> nn.Module: ...
+    def build(self, input_shape: tuple[int, ...], classes: int) -> nn.Module:
+        """A fresh module: (batch, *input_shape), pixels in [0, 1], to logits (batch, classes).
+
+        Normalisation is its first layer. The input of a last ``nn.Linear`` is what distillation calls the features.
+        Core initialises the weights. Raises: BadInput where it cannot take such inputs.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -261,6 +285,7 @@ class Split:
 class Data:
     """A data set. Models are selected on ``validation``; ``test`` is for reported numbers only.
 
+    ``name`` is that by which the data set is registered, or its file's: it appears in file names and messages.
     ``augment``, if given, changes training batches: (batch, *input_shape) and a generator to the same shape, in [0, 1].
     """
 
@@ -273,6 +298,7 @@ class Data:
 
     @property
     def input_shape(self) -> tuple[int, ...]:
+        """Of one image, without the batch."""
         return tuple(self.train.images.shape[1:])
 
 
@@ -288,7 +314,9 @@ class TeacherContext(Protocol):
     """What a teacher source may use."""
 
     @property
-    def data(self) -> Data: ...
+    def data(self) -> Data:
+        """The student's data set."""
+        ...
 
     @property
     def eps(self) -> float:
@@ -296,13 +324,19 @@ class TeacherContext(Protocol):
         ...
 
     @property
-    def seed(self) -> int: ...
+    def seed(self) -> int:
+        """The run's seed."""
+        ...
 
     @property
-    def threads(self) -> int: ...
+    def threads(self) -> int:
+        """CPU threads."""
+        ...
 
     @property
-    def device(self) -> str: ...
+    def device(self) -> str:
+        """Where to train, as PyTorch names devices."""
+        ...
 
     def build_model(self, name: str | None = None) -> nn.Module:
         """A model of that name with its default options; the student's architecture for None."""
@@ -318,7 +352,8 @@ class TeacherContext(Protocol):
         """Train a fresh model with a bound method; cached by all that determines it.
 
         ``attack`` and ``bound`` are tables with ``name`` and options; the architecture is the student's unless
-        ``model`` names another, which is then built with its default options.
+        ``model`` names another, which is then built with its default options. The defaults of ``TrainOptions`` are
+        those of a student; a teacher without bounds wants ``init="default"``, ``shi_weight=0`` and a short ``warmup``.
         """
         ...
 
@@ -348,16 +383,26 @@ class CertificationStage(Protocol):
 class PropagationBackend(Protocol):
     """An engine that computes training bounds."""
 
-    def trace(self, module: nn.Module, input_shape: tuple[int, ...]) -> Graph: ...
+    def trace(self, module: nn.Module, input_shape: tuple[int, ...]) -> Graph:
+        """The module as a graph; BadInput, one line per layer, where it cannot be bounded."""
+        ...
 
-    def clean_pass(self, graph: Graph, x: Tensor) -> CleanPass: ...
+    def clean_pass(self, graph: Graph, x: Tensor) -> CleanPass:
+        """A batch in training mode: logits, features, and the batch-norm statistics that it set."""
+        ...
 
-    def propagate(self, network: Network, points: Tensor | None, box: Box | None, needs: Needs) -> Flow: ...
+    def propagate(self, network: Network, points: Tensor | None, box: Box | None, needs: Needs) -> Flow:
+        """Points and boxes through the network, in one pass; at least one of the two is given."""
+        ...
 
-    def interval_margins(self, network: Network, flow: Flow, labels: Tensor) -> Tensor: ...
+    def interval_margins(self, network: Network, flow: Flow, labels: Tensor) -> Tensor:
+        """Lower bounds of the margins of the flow's boxes, (boxes, classes), 0 at the label."""
+        ...
 
     def interval_lower(self, network: Network, flow: Flow, rows: Tensor, boxes: slice) -> Tensor:
         """Lower bounds of functionals of the logits over some boxes of the flow, (boxes, specs, classes) rows."""
         ...
 
-    def relaxed_lower(self, network: Network, bounds: Bounds, box: Box, rows: Tensor) -> Tensor: ...
+    def relaxed_lower(self, network: Network, bounds: Bounds, box: Box, rows: Tensor) -> Tensor:
+        """Such lower bounds by a backward linear relaxation, given ``bounds`` of each nonlinear node's input."""
+        ...

@@ -18,12 +18,14 @@ class Box:
     upper: Tensor
 
     def to(self, dtype: torch.dtype) -> Box:
+        """The same bounds in another type; only from float32 to float64 nothing is rounded."""
         return Box(self.lower.to(dtype), self.upper.to(dtype))
 
     def __getitem__(self, index: Tensor | slice) -> Box:
         return Box(self.lower[index], self.upper[index])
 
     def clamp(self, x: Tensor) -> Tensor:
+        """The inputs of the box nearest to ``x``."""
         return torch.minimum(torch.maximum(x, self.lower), self.upper)
 
 

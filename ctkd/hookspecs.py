@@ -84,7 +84,8 @@ class Registration:
         summary: one line for listings.
         papers: what to cite for it; ``ctkd cite`` prints them.
         options: ``"module:Class"`` of the option class where it is not ``target``'s attribute ``Options``.
-        kind, origin: filled in by ctkd: which hook, and the distribution with its version.
+        kind: filled in by ctkd: which hook it came from.
+        origin: filled in by ctkd: the distribution with its version.
     """
 
     name: str
@@ -143,7 +144,9 @@ class Hooks:
             folder: the run's folder; ``folder.path`` is a ``pathlib.Path``.
             config: the resolved configuration, one table per role.
 
-        A lifecycle hook that raises is switched off for the rest of the run with a warning.
+        A plugin may write files of its own into ``folder.path``, under a name of its own. Lifecycle hooks have no
+        options; a plugin that needs some reads the environment. One that raises is switched off for the rest of the
+        run with a warning.
         """
 
     @hookspec
@@ -154,7 +157,9 @@ class Hooks:
             folder: the run's folder.
             network: ``"student"`` or ``"teacher"``; further teachers are ``"teacher-2"``, ..., further members of an
                 ensemble ``"teacher/member-2"``, ...
-            metrics: what was appended to ``metrics.jsonl``: epoch, eps, losses, accuracies (fractions), seconds.
+            metrics: what was appended to ``metrics.jsonl``; docs/run-folder.md lists the keys.
+
+        After a run was killed its last epoch may come again, with the same figures.
         """
 
     @hookspec

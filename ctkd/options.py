@@ -104,6 +104,24 @@ def validate(options: type[O], values: Mapping[str, Any], role: str, problems: l
         return None
 
 
+LIMITS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
+LIMITS |= {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}  # pydantic leaves a limit behind a validator under this name
+
+
+def type_text(schema: Mapping[str, Any]) -> str:
+    """What an option accepts, in words, from its JSON schema."""
+    if "enum" in schema:
+        return " or ".join(map(str, schema["enum"]))
+    if "const" in schema:
+        return str(schema["const"])
+    if "anyOf" in schema:
+        return " or ".join("none" if part.get("type") == "null" else type_text(part) for part in schema["anyOf"])
+    if schema.get("type") == "array":
+        return f"list of {type_text(schema.get('items', {}))}"
+    limits = " and ".join(f"{sign} {schema[key]:g}" for key, sign in LIMITS.items() if key in schema)
+    return " ".join(filter(None, [schema.get("format") or schema.get("type", "any"), limits]))
+
+
 def _explain(options: type[Options], role: str, detail: dict[str, Any]) -> str:
     where = ".".join(str(part) for part in detail["loc"])
     name = f"{role}.{where}" if role else where
