@@ -66,9 +66,8 @@ def show(name: str, as_json: bool) -> None:
         if plugin["sound"] is not None:
             print(f"  training loss: {'a sound bound' if plugin['sound'] else 'an estimate, not a bound'}")
         for option in plugin["options"]:
-            print(
-                f"  {option['name']} = {'none' if option['default'] is None else option['default']}  ({option['type']})  {option['help']}".rstrip()
-            )
+            default = "none" if option["default"] is None else option["default"]
+            print(f"  {option['name']} = {default}  ({option['type']})  {option['help']}".rstrip())
 
 
 NEW_EPILOG = """\b
