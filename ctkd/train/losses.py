@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from ctkd.api import Enclosure, Lesson, Objective, Schedule, TeacherOutputs
-from ctkd.train.checks import check_loss
+from ctkd.contract import check_loss
 
 
 class LossTerms:

@@ -25,6 +25,7 @@ from ctkd.api import (
     full_box,
 )
 from ctkd.boxes import Box, perturbation_box
+from ctkd.contract import check_loss, check_points
 from ctkd.propagate import (
     Bounds,
     CleanPass,
@@ -36,7 +37,6 @@ from ctkd.propagate import (
     margin_specification,
     margins_of,
 )
-from ctkd.train.checks import check_loss, check_points
 from ctkd.train.losses import LossTerms
 from ctkd.train.options import TrainOptions
 from ctkd.train.regularisers import l1_norm, shi_regularisers
@@ -209,7 +209,7 @@ class TrainingStep:
             box = perturbation_box(x, schedule.eps * self.options.attack_eps_factor)
         given = {} if reference is None else {"reference": reference}
         found = self.attack.perturb(network, x, labels, box, generator, **given)
-        check_points(found, x, f"perturb of {self.labels.get('attack', 'the attack')}")
+        check_points(found, x, f"perturb of {self.labels.get('attack', 'the attack')}", finite=False)
         return box.clamp(found.detach())
 
     def _combination(
