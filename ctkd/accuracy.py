@@ -10,9 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ctkd.api import Attack, Split
-from ctkd.boxes import perturbation_box
-from ctkd.propagate import Network, interval_margins, margins_of, propagate
+from ctkd.api import Attack, Needs, PropagationBackend, Split
+from ctkd.boxes import Box, perturbation_box
+from ctkd.contract import check_points
+from ctkd.options import Options
+from ctkd.propagate import Network, margins_of
+from ctkd.propagate.native import Native
 from ctkd.randomness import generator
 
 
@@ -38,12 +41,27 @@ def natural_accuracy(network: Callable[[Tensor], Tensor], split: Split, batch: i
     return correct / len(split)
 
 
+def found_inside(
+    attack: Attack,
+    network: Callable[[Tensor], Tensor],
+    x: Tensor,
+    labels: Tensor,
+    box: Box,
+    noise: torch.Generator,
+    reference: Tensor | None = None,
+) -> Tensor:
+    """The attack's points, checked and clamped to the box."""
+    given = {} if reference is None else {"reference": reference}
+    found = attack.perturb(network, x, labels, box, noise, **given)
+    return box.clamp(check_points(found, x, f"perturb of {type(attack).__name__}").detach())
+
+
 def attacked_margins(
     network: Callable[[Tensor], Tensor], x: Tensor, labels: Tensor, eps: float, attack: Attack, seed: int, place: int
 ) -> Tensor:
     """(batch,): the smallest margin at the clean point and at the attack's point, replayed inside the box."""
     box = perturbation_box(x, eps)
-    found = box.clamp(attack.perturb(network, x, labels, box, generator(seed, "evaluation-attack", place)).detach())
+    found = found_inside(attack, network, x, labels, box, generator(seed, "evaluation-attack", place))
     with torch.no_grad():
         replayed = smallest_margin(margins_of(network(found), labels), labels)
         return torch.minimum(replayed, smallest_margin(margins_of(network(x), labels), labels))
@@ -71,18 +89,21 @@ def adversarial_accuracy(
 
 
 @torch.no_grad()
-def interval_report(network: Network, split: Split, eps: float, batch: int = 1000) -> dict[str, Any]:
-    """Natural and interval-certified accuracy at ``eps``, and the state of each activation.
+def interval_report(
+    network: Network, split: Split, eps: float, batch: int = 1000, backend: PropagationBackend | None = None
+) -> dict[str, Any]:
+    """Natural and interval-certified accuracy at ``eps`` by a backend (None: ctkd's), and each activation's state.
 
     ``layers`` has, per activation, the shares of dead, active and unstable neurons and the mean width of its input.
     """
+    backend = backend or Native(Options())
     natural = certified = 0
     layers: dict[str, Tensor] = {}
     for start in range(0, len(split), batch):
         x, labels = split.images[start : start + batch], split.labels[start : start + batch]
-        flow = propagate(network, x, perturbation_box(x, eps))
+        flow = backend.propagate(network, x, perturbation_box(x, eps), Needs())
         natural += int(is_correct(margins_of(flow.value[: flow.points], labels), labels).sum())
-        certified += int(is_correct(interval_margins(network, flow, labels), labels).sum())
+        certified += int(is_correct(backend.interval_margins(network, flow, labels), labels).sum())
         for i in network.activations:
             lower, upper = flow.pre_activation[i]
             dead, active = (upper <= 0).double().mean(), (lower >= 0).double().mean()

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The ctkd contributors
 # SPDX-License-Identifier: MIT
-"""What plugins must return in a training step."""
+"""What plugins must return: loss, points, bounds."""
 
 from __future__ import annotations
 
@@ -29,8 +29,11 @@ def check_loss(loss: object, batch: int, who: str, *, per_sample: bool = False) 
         )
 
 
-def check_points(found: object, x: Tensor, who: str) -> None:
-    """Raises: RunFailed if an attack returned something else than a batch of inputs."""
+def check_points(found: object, x: Tensor, who: str, *, finite: bool = True) -> Tensor:
+    """What an attack returned. Raises: RunFailed if that is no batch of inputs, or holds NaN (infinities are clamped).
+
+    ``finite=False`` looks at no value, so that no device waits.
+    """
     if not isinstance(found, Tensor) or found.shape != x.shape or found.dtype != x.dtype:
         what = (
             f"a tensor of shape {tuple(found.shape)} and type {found.dtype}"
@@ -38,6 +41,9 @@ def check_points(found: object, x: Tensor, who: str) -> None:
             else type(found).__name__
         )
         raise RunFailed(f"{who} returned {what}; it must return inputs like those it got: {tuple(x.shape)}, {x.dtype}")
+    if finite and bool(found.isnan().any()):
+        raise RunFailed(f"{who} returned NaN; it must return inputs inside the box")
+    return found
 
 
 @torch.no_grad()

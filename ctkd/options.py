@@ -91,6 +91,10 @@ PluginTable = Annotated[
     PlainSerializer(lambda table: table["name"] if len(table) == 1 else table),
 ]
 """A plugin by its name, or by a table of its name and options."""
+PluginTables = Annotated[
+    tuple[PluginTable, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str | dict) else value)
+]
+"""Several of them; one alone needs no list."""
 
 O = TypeVar("O", bound=Options)  # noqa: E741
 

@@ -18,7 +18,7 @@ from torch import nn
 from ctkd import faculty
 from ctkd.api import Attack, Data, Split, TeacherSource
 from ctkd.attribution import attributed, label
-from ctkd.certify.attack import evaluation_attack, pgd_table
+from ctkd.certify.attack import evaluation_attack, pgd_table, resolved
 from ctkd.certify.cascade import Cascade, Certificate
 from ctkd.certify.options import CertifyOptions
 from ctkd.certify.store import Store
@@ -287,10 +287,9 @@ class Session:
         split = getattr(self.data, options.split)
         samples = sample_range(self.data, options)
         attack = {k: v for k, v in options.model_dump().items() if k.startswith("attack") or k == "seed"}
-        plain = options.model_dump(mode="json")
         details = {
-            "stages": plain["stages"],
-            "further_attacks": plain["further_attacks"],
+            "stages": [resolved("stage", table) for table in options.stages],
+            "further_attacks": [resolved("attack", table) for table in options.further_attacks],
             "batch_size": options.batch_size,
             "start": options.start,
             "attack": attack,

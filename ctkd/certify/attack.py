@@ -4,18 +4,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ctkd.accuracy import smallest_margin
+from ctkd.accuracy import found_inside, smallest_margin
 from ctkd.api import Attack
+from ctkd.attribution import is_own
 from ctkd.boxes import Box
 from ctkd.certify.options import CertifyOptions
-from ctkd.plugins import create_from
+from ctkd.plugins import create_from, options_from, registry
 from ctkd.propagate import margins_of
 
 
@@ -32,7 +33,15 @@ def pgd_table(options: CertifyOptions) -> dict[str, Any]:
 
 def attack_facts(options: CertifyOptions) -> dict[str, Any]:
     """What a report says of the attack."""
-    return {**pgd_table(options), "further": [dict(table) for table in options.further_attacks]}
+    return {**pgd_table(options), "further": [resolved("attack", table) for table in options.further_attacks]}
+
+
+def resolved(kind: str, table: Mapping[str, Any]) -> dict[str, Any]:
+    """A plugin's table with all its options, and the distribution it comes from where that is not ctkd."""
+    entry = registry().find(kind, table["name"])
+    options = options_from(kind, table, kind, [])
+    origin = {} if is_own(entry) else {"origin": entry.origin}
+    return {"name": entry.name, **(options.model_dump(mode="json") if options else {}), **origin}
 
 
 def evaluation_attack(options: CertifyOptions) -> Attack:
@@ -71,12 +80,11 @@ class InTurn:
             left = (lowest > 0).nonzero().flatten()
             if len(left) == 0:
                 break
-            given: dict[str, Any] = {}
+            own = None
             if getattr(attack, "reference", None) == "student":
                 with torch.no_grad():
-                    given["reference"] = logits(x[left])
-            part = box[left]
-            found = part.clamp(attack.perturb(logits, x[left], labels[left], part, generator, **given).detach())
+                    own = logits(x[left])
+            found = found_inside(attack, logits, x[left], labels[left], box[left], generator, own)
             reached = margin(found, left)
             better = reached < lowest[left]
             best[left[better]] = found[better]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ctkd.accuracy import smallest_margin
+from ctkd.accuracy import found_inside, smallest_margin
 from ctkd.api import Attack, CertificationStage, Split
 from ctkd.boxes import perturbation_box
 from ctkd.certify.store import Row, Store
@@ -127,10 +127,7 @@ class Cascade:
         correct = natural > 0
         if correct.any():
             noise = generator(self.seed, "certification-attack", indices[0])
-            target = box[correct]
-            found[correct] = target.clamp(
-                self.attack.perturb(self.network, x[correct], labels[correct], target, noise).detach()
-            )
+            found[correct] = found_inside(self.attack, self.network, x[correct], labels[correct], box[correct], noise)
         with torch.no_grad():
             attacked = torch.minimum(natural, smallest_margin(margins_of(self.network(found), labels), labels))
             lower, settled_by = self._certify(x, labels)

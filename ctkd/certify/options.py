@@ -8,13 +8,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from ctkd.options import Count, Index, Options, PluginTable, Positive
+from ctkd.options import Count, Index, Options, PluginTables, Positive
 
 
 class CertifyOptions(Options):
     """What ``ctkd certify`` does to each sample."""
 
-    stages: Annotated[tuple[PluginTable, ...], Field(min_length=1)] = ("ibp", "crown-ibp", "crown")  # type: ignore[assignment]
+    stages: Annotated[PluginTables, Field(min_length=1)] = ("ibp", "crown-ibp", "crown")  # type: ignore[assignment]
     """Certification stages, cheap to tight, by name or as tables; each runs on what the ones before left open."""
     split: Literal["test", "validation", "train"] = "test"
     """Part of the data."""
@@ -28,8 +28,9 @@ class CertifyOptions(Options):
     """Random starting points of the attack."""
     attack_step_size: Positive = 0.1
     """Relative to the box's half-width."""
-    further_attacks: tuple[PluginTable, ...] = ()
-    """Attacks beside PGD, by name or as tables of name and options; each on what those before did not break."""
+    further_attacks: PluginTables = ()
+    """Attacks beside PGD, by name or as tables of name and options; each on what those before did not break. Teachers
+    are evaluated by the same attacks."""
     batch_size: Count = 250
     """Samples settled together; results are stored per batch."""
     seed: Index = 0

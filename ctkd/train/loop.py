@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ctkd.accuracy import adversarial_accuracy, interval_report
 from ctkd.api import Attack, BoundMethod, Data, Objective, PropagationBackend, Split
 from ctkd.attribution import is_own, label
+from ctkd.contract import check_claims
 from ctkd.errors import BadInput, Interrupted, RunFailed
 from ctkd.hookspecs import Registration
 from ctkd.interrupt import StopRequest
@@ -26,7 +27,6 @@ from ctkd.propagate import Graph, Moments, Network, trace
 from ctkd.randomness import generator
 from ctkd.teaching import Teacher
 from ctkd.train import checkpoint
-from ctkd.train.checks import check_claims
 from ctkd.train.initialise import default_initialise, shi_initialise
 from ctkd.train.options import TrainOptions
 from ctkd.train.schedule import learning_rate, schedule_at
@@ -112,6 +112,8 @@ class Trainer:
         options, device = self.options, torch.device(self.options.device)
         self.split = _join(self.data.train, self.data.validation) if options.final else self.data.train
         self.images, self.labels = self.split.images.to(device), self.split.labels.to(device)
+        whole = self.data.validation
+        self.validation = Split(whole.images.to(device), whole.labels.to(device))
         self.batch = min(options.batch_size, len(self.split))
         self.steps_per_epoch = len(self.split) // self.batch
         self.module.to(device).train()
@@ -336,9 +338,9 @@ class Trainer:
 
     def _metrics(self, epoch: int, norms: dict[str, float]) -> dict[str, Any]:
         with torch.no_grad():
-            network = self.graph.bind().detach().to("cpu")
+            network = self.graph.bind().detach()
         schedule = schedule_at(self.options, self.step - 1, self.steps_per_epoch)
-        validation = interval_report(network, self.data.validation, self.options.eps, backend=self.plugins.backend)
+        validation = interval_report(network, self.validation, self.options.eps, backend=self.plugins.backend)
         if self.options.keep == "best-adversarial":
             validation["adversarial_accuracy"] = self._attacked(network)
         return {
@@ -357,8 +359,7 @@ class Trainer:
     def _attacked(self, network: Network) -> float:
         """Adversarial accuracy on the first validation images."""
         assert self.plugins.evaluation is not None
-        whole = self.data.validation
-        part = Split(whole.images[:SELECTION], whole.labels[:SELECTION])
+        part = Split(self.validation.images[:SELECTION], self.validation.labels[:SELECTION])
         return adversarial_accuracy(network, part, self.options.eps, self.plugins.evaluation, self.options.seed)
 
     @torch.no_grad()

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from ctkd.accuracy import smallest_margin
+from ctkd.accuracy import adversarial_accuracy, smallest_margin
 from ctkd.boxes import Box, perturbation_box
 from ctkd.certify.attack import InTurn, attack_facts, evaluation_attack
 from ctkd.certify.options import CertifyOptions
 from ctkd.cli.main import run as cli
-from ctkd.errors import BadInput
+from ctkd.errors import BadInput, RunFailed
 from ctkd.propagate import margins_of
 from ctkd.randomness import generator
 from ctkd.run import certify
 
-from .test_cascade import attack, network, split
+from .test_cascade import attack, cascade, network, split
 
 
 class Counting:
@@ -70,7 +71,9 @@ def test_further_attacks_are_configured_by_name_or_as_tables() -> None:
     made = evaluation_attack(options)
     assert isinstance(made, InTurn)
     assert [one.options.steps for one in made.attacks][2] == 3  # type: ignore[attr-defined]
-    assert attack_facts(options)["further"] == [{"name": "pgd"}, {"name": "pgd", "steps": 3}]
+    facts = attack_facts(options)["further"]
+    assert [(table["name"], table["steps"], table["restarts"]) for table in facts] == [("pgd", 8, 1), ("pgd", 3, 1)]
+    assert CertifyOptions(further_attacks="pgd").further_attacks == ({"name": "pgd"},)  # type: ignore[arg-type]
     assert options.model_dump(mode="json")["further_attacks"] == ["pgd", {"name": "pgd", "steps": 3}]
 
 
@@ -82,7 +85,7 @@ def test_a_run_is_attacked_as_configured(quick_run: tuple[Path, dict[str, Any]],
     settings = {"certify.attack_steps": 1, "certify.further_attacks": [{"name": "pgd", "steps": 30, "restarts": 3}]}
     after = certify(tmp_path / "run", eps=0.2, settings=settings)
     weak = certify(tmp_path / "run", eps=0.2, settings={"certify.attack_steps": 1})
-    assert after["attack"]["further"] == [{"name": "pgd", "steps": 30, "restarts": 3}]
+    assert after["attack"]["further"][0]["steps"] == 30
     assert after["counts"]["broken"] >= weak["counts"]["broken"]
     assert before["attack"]["further"] == []
 
@@ -120,3 +123,19 @@ def test_in_turn_changes_nothing_where_everything_is_broken() -> None:
     found = InTurn([counting]).perturb(net, data.images, wrong, box, torch.Generator())
     assert counting.rows == 0
     assert torch.equal(found, data.images)
+
+
+class NaNAttack:
+    def perturb(self, logits: Any, x: Tensor, labels: Tensor, box: Box, noise: Any, reference: Any = None) -> Tensor:
+        return x * torch.nan
+
+
+def test_a_point_that_is_no_number_breaks_nothing() -> None:
+    net = network()
+    data = split(net)
+    with pytest.raises(RunFailed, match="perturb of NaNAttack returned NaN"):
+        broken(InTurn([NaNAttack()]), 0.1)
+    with pytest.raises(RunFailed, match="perturb of NaNAttack returned NaN"):
+        adversarial_accuracy(net, data, 0.1, NaNAttack(), 0)
+    with pytest.raises(RunFailed, match="perturb of NaNAttack returned NaN"):
+        dataclasses.replace(cascade(net, 0.1), attack=NaNAttack()).settle(data, list(range(8)))
