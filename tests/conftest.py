@@ -4,12 +4,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+
+os.environ["CTKD_LOAD_PLUGINS"] = ""  # what else is installed must not change what is tested here
 
 QUICK = {
     "train.epochs": 2,

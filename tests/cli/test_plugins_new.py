@@ -53,7 +53,7 @@ def installed(workshop: Path) -> Callable[..., subprocess.CompletedProcess[str]]
     purelib = Path(sysconfig.get_path("purelib", vars={"base": str(place), "platbase": str(place)}))
     below = sysconfig.get_path("purelib")
     (purelib / "below.pth").write_text(f"import site; site.addsitedir({below!r})\n")
-    own = {key: value for key, value in os.environ.items() if not key.startswith(("PYTEST", "COV_"))}
+    own = {key: value for key, value in os.environ.items() if not key.startswith(("PYTEST", "COV_", "CTKD_LOAD"))}
     own |= {"OMP_NUM_THREADS": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
 
     def call(*arguments: str) -> subprocess.CompletedProcess[str]:
