@@ -87,7 +87,8 @@ class Needs:
         searched: points that boxes are built from, without being evaluated themselves.
         boxes: name -> function that builds the box; all of them go through the network in one joint pass.
         tighten: called with each nonlinear operator and the (lower, upper) of its input over the boxes,
-            (boxes, *shape); what it returns is propagated in their place. Bounds are then as sound as what it returns.
+            (boxes, *shape); what it returns is propagated in their place. Bounds are then as sound as what it returns,
+            although their enclosures keep the kind ``box``.
     """
 
     points: frozenset[str] = frozenset()
@@ -149,8 +150,9 @@ class BoundMethod(Protocol):
     Further attributes are optional. ``point``: where its point loss is taken, ``adversarial`` unless it says ``clean``.
     ``own_loss``: True where an enclosure it hands to ``step.loss`` carries a loss of the method's own. ``attack``:
     options of the attack that the method brings as defaults, such as ``{"objective": "kl-student"}``.
-    ``check(network)``: called before training with the student as a bound network;
-    raises BadInput where the method cannot work with it.
+    ``check(network)``: called before training with the student as a bound network; raises BadInput where the method
+    cannot work with it. ``state_dict()`` and ``load_state_dict(values)``: state that it carries from step to step, as
+    JSON values, kept in checkpoints.
     """
 
     evaluates: frozenset[Kind]
@@ -235,8 +237,8 @@ class Objective(Protocol):
 class Attack(Protocol):
     """Searches a box for inputs with small margins. Core clamps the result to the box and replays it.
 
-    ``reference`` (optional attribute) names whose prediction at the clean input the attack moves away from:
-    ``student``, ``teacher`` or None.
+    Optional attributes: ``reference`` names whose prediction at the clean input the attack moves away from:
+    ``student``, ``teacher`` or None. ``state_dict`` and ``load_state_dict`` as for bound methods.
     """
 
     def perturb(

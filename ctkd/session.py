@@ -92,7 +92,8 @@ class Session:
 
     def build_model(self, name: str | None = None) -> nn.Module:
         choice = self.config.model if name is None else _by_name("model", name)
-        return choice.create().build(self.data.input_shape, self.data.classes)  # type: ignore[no-any-return]
+        with torch.random.fork_rng(devices=[]):  # core initialises again, from a generator of its own
+            return choice.create().build(self.data.input_shape, self.data.classes)  # type: ignore[no-any-return]
 
     # Teachers (ctkd.api.TeacherContext)
 

@@ -1,0 +1,169 @@
+# SPDX-FileCopyrightText: The ctkd contributors
+# SPDX-License-Identifier: MIT
+"""Certification stages (``ctkd.api.CertificationStage``). A stage that is not sound makes wrong certificates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ctkd.boxes import Box, perturbation_box
+from ctkd.errors import BadInput
+from ctkd.propagate import Network, margins_of
+from ctkd.testing.common import COMMON, leaves_global_state_alone
+from ctkd.testing.nets import NETS, above, batch, least_margins, network, trial_points
+from ctkd.testing.steps import check_repeats
+from ctkd.testing.subject import NotApplicable, Subject
+
+RADII = (0.01, 0.1)
+TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4}
+"""Rounding that is forgiven, relative to the margins."""
+CONTRACT = "CertificationStage.margins returns (batch, classes) lower bounds of the margins, 0 at the label"
+
+
+@torch.no_grad()  # as in the cascade
+def _margins(stage: Any, net: Network, box: Box, labels: Tensor) -> Any:
+    return stage.margins(net, box, labels)
+
+
+def _networks(subject: Subject, stage: Any, dtype: torch.dtype = torch.float64) -> Iterator[tuple[str, Network]]:
+    """Random and trained networks that the stage accepts.
+
+    Raises: NotApplicable if it refuses all.
+    """
+    reasons = []
+    for name in NETS:
+        for trained in (False, True):
+            net = network(name, trained=trained, dtype=dtype)
+            x, labels = batch(dtype, size=2)
+            try:
+                _margins(stage, net, perturbation_box(x, RADII[0]), labels)
+            except BadInput as problem:
+                reasons.append(f"{name}: {problem}")
+                continue
+            yield f"{'trained' if trained else 'random'} network {name!r}", net
+    if len(reasons) == 2 * len(NETS):
+        raise NotApplicable(f"it refuses every network of this kit: {'; '.join(reasons)}")
+
+
+def exercise(subject: Subject) -> list[Tensor]:
+    """Bounds on a small network with a residual block."""
+    stage = subject.create()
+    x, labels = batch()
+    _, net = list(_networks(subject, stage))[-1]
+    return [_margins(stage, net, perturbation_box(x, RADII[1]), labels)]
+
+
+def returns_margins(subject: Subject) -> None:
+    """Margins are (batch, classes), in the dtype of the network, 0 at the label and never NaN; any batch size."""
+    stage = subject.create()
+    for dtype in TOLERANCES:
+        for where, net in _networks(subject, stage, dtype):
+            for size in (8, 1):
+                x, labels = batch(dtype, size=size)
+                found = _margins(stage, net, perturbation_box(x, RADII[1]), labels)
+                wanted = (size, net.classes)
+                if not isinstance(found, Tensor) or tuple(found.shape) != wanted or found.dtype != dtype:
+                    what = f"{tuple(found.shape)}, {found.dtype}" if isinstance(found, Tensor) else type(found).__name__
+                    subject.reject(
+                        f"{where}: margins returned {what} for {size} boxes in {dtype}",
+                        f"{CONTRACT}, here {wanted} in the dtype of network and box",
+                        "compute in the network's dtype; float64 is what certificates are made in",
+                    )
+                if bool(found.isnan().any()):
+                    subject.reject(
+                        f"{where}: margins returned NaN",
+                        f"{CONTRACT}; -inf where nothing is known",
+                        "look for 0 * inf and inf - inf",
+                    )
+                if bool(found.gather(1, labels[:, None]).any()):
+                    subject.reject(
+                        f"{where}: the entry at the label is not 0",
+                        CONTRACT,
+                        "ctkd.propagate.at_classes puts bounds of margin_specification's rows into place",
+                    )
+
+
+def margins_are_lower_bounds(subject: Subject) -> None:
+    """No sampled or attacked point of the box has a smaller margin; on random and trained networks of every form."""
+    stage = subject.create()
+    x, labels = batch()
+    for where, net in _networks(subject, stage):
+        for eps in RADII:
+            box = perturbation_box(x, eps)
+            _check_sound(subject, stage, net, box, labels, f"{where}, radius {eps:g}")
+
+
+def margins_are_lower_bounds_in_float32(subject: Subject) -> None:
+    """The same in float32, up to its rounding."""
+    stage = subject.create()
+    x, labels = batch(torch.float32)
+    for where, net in _networks(subject, stage, torch.float32):
+        _check_sound(subject, stage, net, perturbation_box(x, RADII[1]), labels, f"{where}, float32")
+
+
+def _check_sound(subject: Subject, stage: Any, net: Network, box: Box, labels: Tensor, where: str) -> None:
+    found = _margins(stage, net, box, labels)
+    least = least_margins(net, trial_points(net, box, labels), labels)
+    excess = float(above(found, least, TOLERANCES[found.dtype]).amax())
+    if excess > 0:
+        subject.reject(
+            f"{where}: a point of the box has a margin that is {excess:.3g} below the bound",
+            f"{CONTRACT}: no point of the box may have a smaller one. This would be a wrong certificate",
+            "look for a sign, for bounds of one layer used at another, for a box taken as x +- eps, and for a bound "
+            "that is optimised beyond where it is valid",
+        )
+
+
+def is_right_without_a_radius(subject: Subject) -> None:
+    """For a box of one point the bounds are at most the margins of that point, and not NaN."""
+    stage = subject.create()
+    x, labels = batch()
+    for where, net in _networks(subject, stage):
+        found = _margins(stage, net, Box(x, x), labels)
+        with torch.no_grad():
+            exact = margins_of(net(x), labels)
+        if bool(found.isnan().any()) or bool(above(found, exact).any()):
+            subject.reject(
+                f"{where}: for boxes with lower = upper the bounds are NaN or above the exact margins",
+                CONTRACT,
+                "look for divisions by the width of a box or of an interval",
+            )
+
+
+def repeats(subject: Subject) -> None:
+    """Two equal calls give the same bounds bit for bit, whatever the global random numbers."""
+    check_repeats(subject, lambda: exercise(subject), "what margins returns", "a torch.Generator with a fixed seed")
+
+
+def leaves_the_network_alone(subject: Subject) -> None:
+    """The network's tensors and the box are as they were, without gradients."""
+    stage = subject.create()
+    x, labels = batch()
+    for where, net in _networks(subject, stage):
+        box = perturbation_box(x, RADII[1])
+        before = net.sha256(), box.lower.clone(), box.upper.clone()
+        _margins(stage, net, box, labels)
+        tensors = [tensor for node in net.nodes if node.op for _, tensor in node.op.tensors()]
+        marked = any(tensor.requires_grad or tensor.grad is not None for tensor in tensors)
+        if marked or net.sha256() != before[0] or not (box.lower.equal(before[1]) and box.upper.equal(before[2])):
+            subject.reject(
+                f"{where}: margins changed the network or the box",
+                "the certified network is one: nothing may write to it, or leave gradients at it",
+                "work on network.detach() and on clones",
+            )
+
+
+CHECKS = (
+    *COMMON,
+    returns_margins,
+    margins_are_lower_bounds,
+    margins_are_lower_bounds_in_float32,
+    is_right_without_a_radius,
+    repeats,
+    leaves_the_network_alone,
+    leaves_global_state_alone(exercise),
+)
