@@ -60,23 +60,26 @@ def check_fits(teacher: Teacher, name: str, data: Data) -> None:
 
 
 @torch.no_grad()
-def check_logits(teacher: Teacher, name: str, split: Split) -> None:
-    """Raises: BadInput if the teacher's outputs are not finite, or are probabilities where logits are expected."""
+def check_logits(teacher: Teacher, name: str, split: Split, role: str = "teacher") -> None:
+    """Raises: BadInput if the teacher's outputs are not finite, or are probabilities where logits are expected.
+
+    ``role``: the table of the configuration that the teacher comes from, such as ``teacher.2``.
+    """
     x = split.images[:256]
-    for member in teacher.members:
+    for member, flag in zip(teacher.members, teacher.probabilities, strict=True):
         outputs = member(x)
         if not bool(outputs.isfinite().all()):
             raise BadInput(f"teacher {name!r} returns numbers that are not finite on validation images")
         looks = bool((outputs >= 0).all()) and bool(((outputs.sum(1) - 1).abs() < SUM_TOLERANCE).all())
-        if looks and not teacher.probabilities:
+        if looks and not flag:
             raise BadInput(
-                f"teacher {name!r} returns probabilities (rows in [0, 1] that sum to 1) in place of logits; set "
-                "teacher.outputs=probabilities where the teacher source has it, or take the softmax out of the model"
+                f"teacher {name!r} returns probabilities (rows in [0, 1] that sum to 1) in place of logits; set {role}."
+                "outputs=probabilities where the teacher source has it, or take the softmax out of the model"
             )
-        if teacher.probabilities and not looks:
+        if flag and not looks:
             raise BadInput(
-                f"teacher {name!r}: teacher.outputs=probabilities, but the rows that it returns are not in [0, 1] or "
-                "do not sum to 1; set teacher.outputs=logits"
+                f"teacher {name!r}: {role}.outputs=probabilities, but the rows that it returns are not in [0, 1] or "
+                f"do not sum to 1; set {role}.outputs=logits"
             )
 
 
@@ -100,9 +103,17 @@ def evaluate(
     attack: Attack,
     seed: int,
     between: Callable[[], None],
+    device: str = "cpu",
 ) -> dict[str, Any]:
-    """Natural and adversarial accuracy on ``test`` (the latter null without gradients), and the fingerprint."""
-    function: Callable[[Tensor], Tensor] = teacher
+    """Natural and adversarial accuracy on ``test`` (the latter null without gradients), and the fingerprint.
+
+    Batch by batch, the images go to ``device`` and the logits come back.
+    """
+    moved = teacher.to(device)
+
+    def function(x: Tensor) -> Tensor:
+        return moved(x.to(device)).to(x.device)
+
     robust = (
         adversarial_accuracy(function, test, eps, attack, seed, between=between) if teacher.differentiable else None
     )

@@ -95,16 +95,23 @@ class Teacher:
     Attributes:
         members: at least one. Features exist only where there is one bound network that ends in a Linear layer.
         average: several members answer with the logarithm of their mean probabilities, or with their mean logits.
-        probabilities: the members return probabilities; their logarithms are taken as logits.
+        probabilities: for each member, whether it returns probabilities, whose logarithms are then taken as logits;
+            none does by default.
     """
 
     members: tuple[Network | OnnxModel, ...]
     average: Average = "probabilities"
-    probabilities: bool = False
+    probabilities: tuple[bool, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.members:
             raise ValueError("a teacher needs at least one network")
+        flags = self.probabilities or (False,) * len(self.members)
+        if len(flags) != len(self.members):
+            raise ValueError(
+                f"probabilities = {flags} must say for each of {len(self.members)} members what it returns"
+            )
+        object.__setattr__(self, "probabilities", flags)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -118,7 +125,7 @@ class Teacher:
     def network(self) -> Network | None:
         """The one bound network that the teacher is, if it is one."""
         only = self.members[0]
-        return only if len(self.members) == 1 and isinstance(only, Network) and not self.probabilities else None
+        return only if len(self.members) == 1 and isinstance(only, Network) and not self.probabilities[0] else None
 
     @property
     def differentiable(self) -> bool:
@@ -137,9 +144,10 @@ class Teacher:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Logits, (batch, classes); with gradients where ``differentiable``."""
-        found = [member(x) for member in self.members]
-        if self.probabilities:
-            found = [part.clamp(min=torch.finfo(part.dtype).tiny).log() for part in found]
+        found = [
+            _logarithm(member(x)) if flag else member(x)
+            for member, flag in zip(self.members, self.probabilities, strict=True)
+        ]
         if len(found) == 1:
             return found[0]
         if self.average == "logits":
@@ -172,7 +180,7 @@ class Teacher:
             name = f"network.{kind}" if len(self.members) == 1 else f"network-{i}.{kind}"
             member.save(folder / name)
             files.append(name)
-        return {"files": files, "average": self.average, "probabilities": self.probabilities}
+        return {"files": files, "average": self.average, "probabilities": list(self.probabilities)}
 
     @staticmethod
     def load(folder: Path, record: dict[str, Any], input_shape: tuple[int, ...]) -> Teacher:
@@ -181,4 +189,9 @@ class Teacher:
             OnnxModel.read(folder / name, input_shape) if name.endswith(".onnx") else Network.load(folder / name)
             for name in record["files"]
         )
-        return Teacher(members, record["average"], record["probabilities"])
+        return Teacher(members, record["average"], tuple(record["probabilities"]))
+
+
+def _logarithm(probabilities: Tensor) -> Tensor:
+    """Finite where a probability is 0, too."""
+    return probabilities.clamp(min=torch.finfo(probabilities.dtype).tiny).log()

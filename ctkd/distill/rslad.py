@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The ctkd contributors
 # SPDX-License-Identifier: MIT
-"""RSLAD, robust soft label adversarial distillation (Zi et al. 2021, arXiv 2108.07969)."""
+"""RSLAD, robust soft label adversarial distillation (Zi et al. 2021, arXiv 2108.07969), and RSLAD-CERT."""
 
 from __future__ import annotations
 
@@ -28,9 +28,10 @@ class RSLADOptions(Options):
 class RSLAD:
     """``5/6 KL(p(x) || q(x')) + 1/6 KL(p(x) || q(x))``: no labels at all, in the place of the point's cross entropy.
 
-    p is the teacher, q the student, x' the bound method's point. It brings the attack of the source, which maximises
-    KL(p(x) || q(x')): ``attack.objective=kl-teacher``. The KL is a sum over the classes, as in the paper; the public
-    code averages over them, too (and multiplies by 10 for 100 classes).
+    p is the teacher, q the student, x' the bound method's point. With ``adversarial`` it is RSLAD, with ``mtl-ibp``
+    RSLAD-CERT (Melis et al. 2026, arXiv 2606.31653), which at alpha 0 is RSLAD. It brings the attack of the source,
+    which maximises KL(p(x) || q(x')): ``attack.objective=kl-teacher``. The KL is a sum over the classes, as in the
+    paper; the public code averages over them, too (and multiplies by 10 for 100 classes).
     """
 
     Options = RSLADOptions

@@ -1,79 +1,63 @@
 # SPDX-FileCopyrightText: The ctkd contributors
 # SPDX-License-Identifier: MIT
-"""Several teachers as one: files, or networks that differ in their seed only.
+"""Several teachers as one.
 
 Ensembles are among the teachers of Maroto et al. 2022, arXiv 2203.07159.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field
 
-from ctkd.errors import BadInput
-from ctkd.options import AbsolutePath, Count, Index, Options, Positive, validate
+from ctkd.errors import BadInput, RunFailed, nearest
+from ctkd.options import Options, validate
 from ctkd.plugins import create, options_class, registry
-from ctkd.teachers.trained import ModelName
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from ctkd.api import TeacherContext, TeacherSource
+    from ctkd.teaching import Teacher
 
-    from ctkd.api import TeacherContext
-    from ctkd.propagate import Network
-    from ctkd.teaching import OnnxModel, Teacher
+Table = dict[str, Any]
+NO_MEMBERS = ("none", "ensemble")
+"""Sources that give no single teacher."""
 
-PASSED_ON = ("model", "epochs", "lr", "batch_size", "steps", "keep", "patience")
-"""Options that are the members' own; None leaves the default of their source."""
+
+def _complete(tables: tuple[Table, ...]) -> tuple[Table, ...]:
+    """Each member's table with all options of its source, so that a stored configuration says what was trained."""
+    complete: list[Table] = []
+    for i, table in enumerate(tables, start=1):
+        member = _member(table, f"member {i}")
+        # Equal ones without a seed get seeds of their own.
+        if member in complete and member.get("seed") != "none":
+            raise ValueError(f"member {i} is the same as an earlier one ({member['name']} with equal options)")
+        complete.append(member)
+    return tuple(complete)
+
+
+def _member(table: Table, who: str) -> Table:
+    values = dict(table)
+    name, accepted = values.pop("name", None), set(registry().names("teacher")) - set(NO_MEMBERS)
+    if name not in accepted:
+        hint = nearest(str(name or ""), accepted)
+        raise ValueError(f"{who} has name = {name!r}, which must be a source of one teacher: {hint}")
+    problems: list[str] = []
+    options = validate(options_class(registry().find("teacher", name)), values, name, problems)
+    if options is None:
+        raise ValueError(f"{who}: {'; '.join(problems)}")
+    plain = options.model_dump(mode="json")
+    return {"name": name, **{key: "none" if value is None else value for key, value in plain.items()}}
 
 
 class EnsembleTeacherOptions(Options):
-    """Either ``paths``, or ``of`` with ``size``."""
+    """The members, and what is averaged."""
 
-    paths: Annotated[tuple[AbsolutePath, ...], Field(min_length=2)] | None = None
-    """``network.safetensors`` files, run folders or ONNX files."""
-    of: Literal["pgd", "natural", "trades", "mart"] | None = None
-    """Train the members here: the teacher source they come from."""
-    size: Annotated[Count, Field(ge=2, le=100)] = 3
-    """How many are trained."""
+    members: Annotated[tuple[Table, ...], Field(min_length=2, max_length=100), AfterValidator(_complete)]
+    """Teacher tables, ``[{name = "pgd"}, {name = "file", path = "runs/a"}]`` or ``[[teacher.members]]`` in a file. Of
+    equal ones that leave ``seed`` out, the first has the run's seed, and each further one the next."""
     average: Literal["probabilities", "logits"] = "probabilities"
-    """What is averaged. The mean of probabilities is returned as its logarithm."""
-    outputs: Literal["logits", "probabilities"] = "logits"
-    """What the files return."""
-    seed: Index | None = None
-    """Of the first member, each further one's is one higher; None: the run's seed."""
-    model: ModelName | None = None
-    """For trained members, as in their source."""
-    epochs: Count | None = None
-    """For trained members, as in their source."""
-    lr: Positive | None = None
-    """For trained members, as in their source."""
-    batch_size: Count | None = None
-    """For trained members, as in their source."""
-    steps: Count | None = None
-    """For trained members, as in their source."""
-    keep: Literal["last", "best-adversarial"] | None = None
-    """For trained members, as in their source."""
-    patience: Count | None = None
-    """For trained members, as in their source."""
-
-    def member(self) -> dict[str, Any]:
-        """The options that are passed on."""
-        return {name: getattr(self, name) for name in PASSED_ON if getattr(self, name) is not None}
-
-    @model_validator(mode="after")
-    def _one_kind(self) -> Self:
-        if (self.paths is None) == (self.of is None):
-            raise ValueError("give either paths, or of with size")
-        if self.paths is not None and (unused := [*self.member(), *(["seed"] if self.seed is not None else [])]):
-            raise ValueError(f"{', '.join(unused)}: for members that are trained (of), not for files (paths)")
-        if self.of is not None:
-            if self.outputs != "logits":
-                raise ValueError("outputs = probabilities is for files (paths)")
-            problems: list[str] = []
-            if validate(options_class(registry().find("teacher", self.of)), self.member(), "", problems) is None:
-                raise ValueError(f"members by {self.of}: {'; '.join(problems)}")
-        return self
+    """The mean of probabilities is returned as its logarithm."""
 
 
 class EnsembleTeacher:
@@ -87,32 +71,47 @@ class EnsembleTeacher:
 
     @property
     def trains(self) -> bool:
-        return self.options.of is not None
+        return any(getattr(source, "trains", True) for source in self._sources(0))
 
     def obtain(self, context: TeacherContext) -> Teacher:
         from ctkd.teaching import Teacher
 
-        options = self.options
-        if options.paths is not None:
-            members = tuple(_read(path, context.data.input_shape) for path in options.paths)
-            return Teacher(members, options.average, options.outputs == "probabilities")
-        assert options.of is not None
-        entry = registry().find("teacher", options.of)
-        first = context.seed if options.seed is None else options.seed
-        trained: list[Network] = []
-        for i in range(options.size):
-            table = {**options.member(), "seed": first + i}
-            trained.append(create(entry, options_class(entry)(**table)).obtain(context))
-        return Teacher(tuple(trained), options.average)
+        sources = self._sources(context.seed)
+        found: dict[int, Teacher] = {}
+        # What needs no training comes first, so that what is wrong with it is refused before hours of work.
+        for i in sorted(range(len(sources)), key=lambda i: bool(getattr(sources[i], "trains", True))):
+            found[i] = _obtain(sources[i], i + 1, self.options.members[i]["name"], context)
+        single = [found[i] for i in range(len(sources))]
+        return Teacher(
+            tuple(teacher.members[0] for teacher in single),
+            self.options.average,
+            tuple(teacher.probabilities[0] for teacher in single),
+        )
+
+    def _sources(self, seed: int) -> list[TeacherSource]:
+        sources = []
+        for i, table in enumerate(self.options.members):
+            values = dict(table)
+            entry = registry().find("teacher", values.pop("name"))
+            if values.get("seed") == "none":
+                values["seed"] = seed + self.options.members[:i].count(table)
+            sources.append(create(entry, options_class(entry)(**values)))
+        return sources
 
 
-def _read(path: Path, input_shape: tuple[int, ...]) -> Network | OnnxModel:
+def _obtain(source: TeacherSource, place: int, name: str, context: TeacherContext) -> Teacher:
+    """One member, checked. Raises: BadInput or RunFailed that names it."""
+    from ctkd.faculty import check_fits, check_logits
     from ctkd.propagate import Network
-    from ctkd.teaching import OnnxModel
+    from ctkd.teaching import Teacher
 
-    if path.suffix == ".onnx":
-        return OnnxModel.read(path, input_shape)
-    file = path / "network.safetensors" if path.is_dir() else path
-    if path.is_dir() and not file.exists():
-        raise BadInput(f"{path} has no network.safetensors: it is not the folder of a finished run")
-    return Network.load(file)
+    try:
+        answer = source.obtain(context)
+        teacher = Teacher((answer,)) if isinstance(answer, Network) else answer
+        if not isinstance(teacher, Teacher) or len(teacher.members) != 1:
+            raise RunFailed(f"member {place} of the ensemble, teacher {name!r}, is not one network")
+        check_fits(teacher, name, context.data)
+        check_logits(teacher, name, context.data.validation)
+    except BadInput as error:
+        raise BadInput(*(f"member {place} of the ensemble: {message}" for message in error.messages)) from None
+    return teacher

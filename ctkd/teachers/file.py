@@ -95,7 +95,7 @@ class FileTeacher:
         if path.suffix == ".onnx":
             raise BadInput(f"teacher.path={path}: an ONNX file is read by --teacher onnx")
         tensors, metadata = read_weights(path)
-        probabilities = options.outputs == "probabilities"
+        probabilities = (options.outputs == "probabilities",)
         if metadata.get("format") == FORMAT:
             if options.names != "own" or options.mean is not None:
                 raise BadInput(f"teacher.path={path} is a network of ctkd: leave out teacher.names, mean and std")

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ctkd.teachers.trained import TrainedOptions, schedule
 
@@ -13,16 +13,25 @@ if TYPE_CHECKING:
     from ctkd.propagate import Network
 
 
+class NaturalTeacherOptions(TrainedOptions):
+    """Early stopping by the accuracy on clean validation images."""
+
+    keep: Literal["last", "best-natural"] = "last"
+    """``best-natural``: the weights of the epoch with the best accuracy on validation images."""
+
+
 class NaturalTeacher:
     """Trained with radius 0, where no bound method and no attack plays a part."""
 
-    Options = TrainedOptions
+    Options = NaturalTeacherOptions
     trains = True
     features = True
 
-    def __init__(self, options: TrainedOptions) -> None:
+    def __init__(self, options: NaturalTeacherOptions) -> None:
         self.options = options
 
     def obtain(self, context: TeacherContext) -> Network:
-        train = schedule(self.options, context)
+        # Intervals around a single image are its prediction: what is compared is the natural accuracy.
+        keep = "best-interval" if self.options.keep == "best-natural" else "last"
+        train = schedule(self.options, context, keep=keep)
         return context.fit(train, {"name": "pgd"}, {"name": "adversarial"}, self.options.model)

@@ -36,4 +36,4 @@ class OnnxTeacher:
         from ctkd.teaching import OnnxModel, Teacher
 
         model = OnnxModel.read(self.options.path, context.data.input_shape)
-        return Teacher((model,), probabilities=self.options.outputs == "probabilities")
+        return Teacher((model,), probabilities=(self.options.outputs == "probabilities",))

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ctkd.options import Count, NonNegative, Positive
 from ctkd.teachers.trained import AttackedOptions, fit_attacked
@@ -23,6 +23,8 @@ class TRADESTeacherOptions(AttackedOptions):
     """PGD steps per batch."""
     step_size: Positive = 0.25
     """Relative to the box's half-width."""
+    objective: Literal["cross-entropy", "margin", "kl-student"] = "kl-student"
+    """What the attack maximises; ``kl-student`` is the divergence that the loss weighs with ``beta``."""
 
 
 class TRADESTeacher:
@@ -39,4 +41,4 @@ class TRADESTeacher:
         self.options = options
 
     def obtain(self, context: TeacherContext) -> Network:
-        return fit_attacked(self.options, context, {"name": "trades", "beta": self.options.beta}, "kl-student")
+        return fit_attacked(self.options, context, {"name": "trades", "beta": self.options.beta})

@@ -8,7 +8,7 @@ the student's architecture, a multi-step attack, the certificate's radius.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
 from pydantic import AfterValidator, model_validator
 
@@ -53,6 +53,17 @@ class TrainedOptions(Options):
     """Weight of the sum of absolute weights."""
     seed: Index | None = None
     """None: the run's seed."""
+    keep: str = "last"
+    """Which epoch's weights become the teacher; each source says what it compares."""
+    patience: Count | None = None
+    """Stop after this many epochs without a better one; needs ``keep``."""
+
+    @model_validator(mode="after")
+    def _patience_knows_better(self) -> Self:
+        if self.patience is not None and self.keep == "last":
+            best = get_args(type(self).model_fields["keep"].annotation)[-1]
+            raise ValueError(f"patience = {self.patience} needs keep = {best}")
+        return self
 
 
 class AttackedOptions(TrainedOptions):
@@ -60,6 +71,8 @@ class AttackedOptions(TrainedOptions):
 
     eps_factor: Factor = 1.0
     """The teacher's radius is eps times this."""
+    attack_eps_factor: Factor = 1.0
+    """The attack's box in training is this times the teacher's radius, at which epochs are compared."""
     ramp: NonNegative = 2.0
     """Epochs over which its radius grows to the full one."""
     steps: Count = 5
@@ -72,15 +85,13 @@ class AttackedOptions(TrainedOptions):
     """The step size is multiplied by this at each part of ``decay_at``."""
     decay_at: tuple[Unit, ...] = ()
     """Parts of the steps after which the step size decays, such as 0.7."""
+    objective: Literal["cross-entropy", "margin", "kl-student"] = "cross-entropy"
+    """What the attack maximises, as in ``pgd`` attacks; there is no teacher yet to move away from."""
     keep: Literal["last", "best-adversarial"] = "last"
     """``best-adversarial``: the weights of the epoch with the best adversarial accuracy on validation images."""
-    patience: Count | None = None
-    """Stop after this many epochs without a better one; needs ``keep``."""
 
     @model_validator(mode="after")
     def _epochs_can_be_compared(self) -> Self:
-        if self.patience is not None and self.keep == "last":
-            raise ValueError(f"patience = {self.patience} needs keep = best-adversarial")
         if self.keep != "last" and self.ramp >= self.epochs:
             raise ValueError(
                 f"keep = {self.keep} compares epochs at the full radius, and ramp = {self.ramp:g} leaves none of "
@@ -94,6 +105,7 @@ def schedule(options: TrainedOptions, context: TeacherContext, **more: Any) -> T
     return TrainOptions(
         **{"eps": 0.0, "ramp": 0.0, **more},
         epochs=options.epochs,
+        patience=options.patience,
         warmup=0.0,
         batch_size=options.batch_size,
         lr=options.lr,
@@ -108,21 +120,19 @@ def schedule(options: TrainedOptions, context: TeacherContext, **more: Any) -> T
     )
 
 
-def fit_attacked(
-    options: AttackedOptions, context: TeacherContext, bound: Mapping[str, Any], objective: str = "cross-entropy"
-) -> Network:
-    """Train on PGD points that maximise ``objective``, combined by the bound method of the table ``bound``."""
+def fit_attacked(options: AttackedOptions, context: TeacherContext, bound: Mapping[str, Any]) -> Network:
+    """Train on PGD points, combined by the bound method of the table ``bound``."""
     train = schedule(
         options,
         context,
         eps=min(1.0, context.eps * options.eps_factor),
+        attack_eps_factor=options.attack_eps_factor,
         ramp=min(options.ramp, options.epochs),
         keep=options.keep,
-        patience=options.patience,
     )
     attack = {
         "name": "pgd",
-        "objective": objective,
+        "objective": options.objective,
         "steps": options.steps,
         "step_size": options.step_size,
         "restarts": options.restarts,

@@ -15,8 +15,8 @@ from ctkd.errors import BadInput
 from ctkd.propagate import Network, trace
 from ctkd.propagate.ops import Relu
 
-from .test_reductions import make, one_step
-from .test_small_box import FULL, network
+from ..train.steps import FULL, make, one_step
+from .test_small_box import network
 
 
 class Residual(nn.Module):
@@ -96,6 +96,36 @@ def test_the_attack_against_plain_loops(steps: int, restarts: int) -> None:
                     candidates.append(point)
             best = min(candidates, key=lambda p: float(of_one(p, j)))
             torch.testing.assert_close(found[i, j], best, rtol=0, atol=1e-12)
+
+
+def test_the_best_of_all_restarts_counts() -> None:
+    """-(p - 0.4)^2 on [0, 1] leads from below 0.4 to the worse end, so one start in five or so finds the worse one."""
+    ends = torch.zeros(64, 1, 1, dtype=torch.float64), torch.ones(64, 1, 1, dtype=torch.float64)
+
+    def found(restarts: int) -> Tensor:
+        rng = torch.Generator().manual_seed(3)
+        return attack(
+            lambda p: -(p - 0.4).square().squeeze(2), *ends, 1, steps=5, step_size=0.4, restarts=restarts, generator=rng
+        )
+
+    assert set(found(1).flatten().tolist()) == {0.0, 1.0}
+    assert (found(12) == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "size"), [({"steps": 1}, 2), ({"steps": 4}, 0.5), ({"steps": 20}, 0.2), ({"step_size": 0.3}, 0.3)]
+)
+def test_what_the_attack_is_told(options: dict[str, Any], size: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: dict[str, Any] = {}
+
+    def spy(margins: Any, lower: Tensor, upper: Tensor, rivals: int, **given: Any) -> Tensor:
+        told.update(given)
+        return lower.expand(-1, rivals, *lower.shape[2:])
+
+    monkeypatch.setattr("ctkd.bounds._latent.attack", spy)
+    one_step(make("bound", "taps", restarts=3, **options), schedule=FULL)
+    assert told["step_size"] == pytest.approx(size)
+    assert (told["steps"], told["restarts"]) == (options.get("steps", 8), 3)
 
 
 def test_the_attack_stays_below_the_bound_and_gains_by_steps() -> None:

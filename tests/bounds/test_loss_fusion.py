@@ -19,7 +19,7 @@ from ctkd.randomness import generator
 from ctkd.train.options import TrainOptions
 from ctkd.train.step import TrainingStep
 
-from .test_reductions import make, one_step, same
+from ..train.steps import batch, make, one_step, same
 
 EPS = 0.05
 FULL = Schedule(eps=EPS, target=EPS, phase="full", epoch=3, step=30)
@@ -137,7 +137,9 @@ def test_mean_decay(dtype: torch.dtype, tolerance: float) -> None:
     assert float(width.grad[0]) == pytest.approx(-0.5)
 
 
-def test_objectives_read_the_relaxed_bounds() -> None:
+@pytest.mark.parametrize("beta", [0.0, 0.4, 1.0])
+def test_functionals_are_mixed_as_margins_are(beta: float) -> None:
+    """What an objective reads over the box is as tight as what the method's own loss is made of."""
     seen: list[Any] = []
 
     class Spy:
@@ -147,17 +149,18 @@ def test_objectives_read_the_relaxed_bounds() -> None:
         student_points: frozenset[str] = frozenset()
 
         def loss(self, enclosure: Any, lesson: Any) -> Tensor:
-            rows = torch.randn(12, 2, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-            seen.append((enclosure, enclosure.lower(rows)))
+            seen.append(enclosure)
             result: Tensor = lesson.robust
             return result
 
-    def teacher(x: Tensor) -> Any:
-        return None
-
-    one_step(fused_method(), Spy(), teacher=teacher)
-    one_step(make("bound", "crown-ibp"), Spy(), teacher=teacher)
-    (enclosure, lower), (_, usual) = seen
-    assert enclosure.kind == "box"
-    assert enclosure.margins is None
-    torch.testing.assert_close(lower, usual)
+    rows = torch.eye(4, dtype=torch.float64)[batch()[1]].unsqueeze(1) - torch.eye(4, dtype=torch.float64)
+    for fusion in (False, True):
+        method = make("bound", "crown-ibp", beta_start=beta, beta_end=beta, loss_fusion=fusion)
+        one_step(method, Spy(), lambda x: None)
+    usual, fused = seen
+    torch.testing.assert_close(usual.lower(rows), usual.margins)
+    torch.testing.assert_close(fused.lower(rows), usual.margins)
+    others = torch.randn(12, 2, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(fused.lower(others), usual.lower(others))
+    assert fused.kind == "box"
+    assert (fused.margins is None) == (beta > 0)

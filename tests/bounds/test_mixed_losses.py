@@ -13,14 +13,15 @@ from torch import Tensor, nn
 from ctkd.bounds.exp_ibp import _log_mean
 from ctkd.bounds.forwabs import forward_widths
 from ctkd.bounds.mart import _rest
+from ctkd.bounds.singleprop import _pass
 from ctkd.boxes import Box
 from ctkd.config import resolve
 from ctkd.errors import BadInput
 from ctkd.plugins import registry
 from ctkd.propagate import propagate, trace
 
-from .test_latent import step_on
-from .test_reductions import make, one_step, same
+from ..train.steps import FULL, RAMP, make, one_step, same
+from .test_latent import Residual, step_on
 from .test_small_box import network
 
 CURVED = (nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
@@ -120,6 +121,18 @@ def test_forwabs_is_not_below_intervals(pool: bool) -> None:
     assert (forward_widths(net, radius) >= propagate(net, None, Box(x - radius, x + radius)).radius - 1e-12).all()
 
 
+def test_singleprop_adds_the_widths_of_branches() -> None:
+    """Where every ReLU is active, widths are those of plain interval arithmetic."""
+    torch.manual_seed(0)
+    module = Residual().double()
+    for bias in (module.before.bias, module.branch.bias):
+        torch.nn.init.constant_(bias, 50.0)
+    net, x = trace(module, (4,)).bind().detach(), torch.rand(6, 4, dtype=torch.float64)
+    known = _pass(net, x, 0.1, "fast-lin")
+    torch.testing.assert_close(known[net.output][1], forward_widths(net, torch.full_like(x, 0.1)))
+    torch.testing.assert_close(known[net.output][0], net(x))
+
+
 def test_singleprop_ends() -> None:
     clean = one_step(make("bound", "singleprop", nominal_start=1, nominal_end=1))[0]
     same_as, _ = one_step(make("bound", "trades", beta=0))
@@ -152,7 +165,7 @@ def test_singleprop_offers_its_estimate_to_objectives() -> None:
             result: Tensor = lesson.robust
             return result
 
-    one_step(make("bound", "singleprop", nominal_start=0, nominal_end=0), Reader(), teacher=lambda x: None)
+    one_step(make("bound", "singleprop", nominal_start=0, nominal_end=0), Reader(), lambda x: None)
     (estimate,) = seen
     assert estimate.kind == "mixed"
     assert (estimate.radius > 0).any()
@@ -163,14 +176,50 @@ def test_singleprop_offers_its_estimate_to_objectives() -> None:
 
 @pytest.mark.parametrize("name", registry().names("bound"))
 def test_methods_see_only_the_kinds_they_name(name: str) -> None:
-    from .test_small_box import FULL, RAMP
-
     method = make("bound", name)
     seen = set()
     for schedule in (RAMP, FULL):
         terms = one_step(method, schedule=schedule)[0].terms
         seen |= {term.split("/")[1] for term in terms if term.startswith("robust/")}
     assert seen == method.evaluates
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        *((name, {}) for name in registry().names("bound")),
+        ("crown-ibp", {"loss_fusion": True}),
+        *((name, {"split": 0, "product": product}) for name in ("taps", "staps") for product in (True, False)),
+    ],
+)
+def test_methods_say_whether_they_have_a_loss_of_their_own(name: str, options: dict[str, Any]) -> None:
+    """Objectives that replace the loss of the margins are refused by what is said."""
+    seen: list[Any] = []
+
+    class Reader:
+        reads = frozenset({"point", "box", "mixed"})
+        teachers, needs_features = 1, False
+        teacher_inputs: frozenset[str] = frozenset()
+        student_points: frozenset[str] = frozenset()
+
+        def loss(self, enclosure: Any, lesson: Any) -> Tensor:
+            seen.append(enclosure.loss is not None)
+            result: Tensor = lesson.robust
+            return result
+
+    method = make("bound", name, **options)
+    for schedule in (RAMP, FULL):
+        one_step(method, Reader(), lambda x: None, schedule=schedule)
+    assert any(seen) == getattr(method, "own_loss", False)
+
+
+def test_forwabs_adds_the_widths_of_branches() -> None:
+    torch.manual_seed(0)
+    module = Residual().double()
+    radius = torch.rand(6, 4, dtype=torch.float64)
+    first = radius @ module.before.weight.abs().T
+    expected = (first @ module.branch.weight.abs().T + first) @ module.after.weight.abs().T
+    torch.testing.assert_close(forward_widths(trace(module, (4,)).bind().detach(), radius), expected)
 
 
 def test_forwabs_takes_the_largest_width_of_a_window() -> None:

@@ -11,55 +11,8 @@ import torch
 from torch import Tensor
 
 from ctkd.api import Schedule, TeacherOutputs
-from ctkd.plugins import create, options_class, registry
-from ctkd.propagate import trace
-from ctkd.randomness import generator
-from ctkd.train.options import TrainOptions
-from ctkd.train.step import Loss, TrainingStep
 
-RAMP = Schedule(eps=0.03, target=0.05, phase="ramp", epoch=1, step=10)
-
-
-def make(kind: str, name: str, **options: Any) -> Any:
-    entry = registry().find(kind, name)
-    return create(entry, options_class(entry)(**options))
-
-
-def one_step(
-    bound: Any,
-    objective: Any = None,
-    *,
-    teacher: Any = None,
-    schedule: Schedule = RAMP,
-    batch_norm: bool = True,
-    **options: Any,
-) -> tuple[Loss, list[Tensor]]:
-    """The loss of one fixed batch, and its gradient. The attack's noise is the same in every call."""
-    torch.manual_seed(3)
-    module = make("model", "cnn-small", channels=3, hidden=8, batch_norm=batch_norm).build((1, 8, 8), 4).double()
-    graph = trace(module.train(), (1, 8, 8))
-    step = TrainingStep(
-        graph=graph,
-        method=bound,
-        objective=objective or make("distill", "none"),
-        attack=make("attack", "pgd", steps=2),
-        backend=make("propagation", "native"),
-        options=TrainOptions(**{"eps": 0.05, "shi_weight": 0.0, **options}),
-        teachers=[] if teacher is None else [teacher],
-    )
-    rng = torch.Generator().manual_seed(0)
-    x = torch.rand(12, 1, 8, 8, dtype=torch.float64, generator=rng)
-    labels = torch.randint(4, (12,), generator=rng)
-    loss = step(x, labels, schedule, generator(0, "test"))
-    parameters = list(module.parameters())
-    gradient = torch.autograd.grad(loss.total, parameters, retain_graph=True, allow_unused=True)
-    return loss, [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradient, strict=True)]
-
-
-def same(a: tuple[Loss, list[Tensor]], b: tuple[Loss, list[Tensor]]) -> None:
-    torch.testing.assert_close(a[0].total, b[0].total, rtol=1e-10, atol=1e-12)
-    for left, right in zip(a[1], b[1], strict=True):
-        torch.testing.assert_close(left, right, rtol=1e-8, atol=1e-10)
+from ..train.steps import BATCH, RAMP, batch, make, one_step, same
 
 
 @pytest.mark.parametrize("name", ["cc-ibp", "mtl-ibp"])
@@ -91,7 +44,7 @@ def test_cc_ibp_is_never_above_mtl_ibp(alpha: float) -> None:
     cc = one_step(make("bound", "cc-ibp", alpha=alpha))[0].terms["robust/mixed"]
     terms = one_step(make("bound", "mtl-ibp", alpha=alpha))[0].terms
     mtl = (1 - alpha) * terms["robust/point"] + alpha * terms["robust/box"]
-    assert cc.shape == (12,)
+    assert cc.shape == (BATCH,)
     assert (cc <= mtl + 1e-12).all()
     assert (cc < mtl - 1e-9).any()
 
@@ -115,7 +68,7 @@ def test_zero_weight_features_change_nothing(name: str) -> None:
         return TeacherOutputs(x.new_ones(len(x), 4), x.new_ones(len(x), 8))
 
     objective = make("distill", "features", weight=0)
-    same(one_step(make("bound", name), objective, teacher=teacher), one_step(make("bound", name)))
+    same(one_step(make("bound", name), objective, teacher), one_step(make("bound", name)))
 
 
 def test_zero_weight_logits_change_nothing() -> None:
@@ -123,22 +76,20 @@ def test_zero_weight_logits_change_nothing() -> None:
         return TeacherOutputs(x.new_ones(len(x), 4), None)
 
     objective = make("distill", "logits", weight=0)
-    same(one_step(make("bound", "mtl-ibp"), objective, teacher=teacher), one_step(make("bound", "mtl-ibp")))
+    same(one_step(make("bound", "mtl-ibp"), objective, teacher), one_step(make("bound", "mtl-ibp")))
 
 
 def test_ad_cert_with_a_one_hot_teacher_is_mtl_ibp() -> None:
     """The teacher's probabilities are exactly 0 and 1: 0 log 0 counts as 0, in the loss and in its gradient."""
-    rng = torch.Generator().manual_seed(0)
-    torch.rand(12, 1, 8, 8, dtype=torch.float64, generator=rng)
-    labels = torch.randint(4, (12,), generator=rng)
+    _, labels = batch()
 
     def teacher(x: Tensor) -> TeacherOutputs:
-        logits = torch.full((12, 4), -1e6, dtype=torch.float64).scatter(1, labels[:, None], 1e6)
+        logits = torch.full((BATCH, 4), -1e6, dtype=torch.float64).scatter(1, labels[:, None], 1e6)
         assert (logits.softmax(1) == 0).any()
         return TeacherOutputs(logits, None)
 
     same(
-        one_step(make("bound", "mtl-ibp"), make("distill", "logits"), teacher=teacher),
+        one_step(make("bound", "mtl-ibp"), make("distill", "logits"), teacher),
         one_step(make("bound", "mtl-ibp")),
     )
 
@@ -159,7 +110,7 @@ def test_features_on_a_mixed_enclosure_is_cc_dist() -> None:
         return original(enclosure, *rest)
 
     objective.loss = spy
-    loss, _ = one_step(make("bound", "cc-ibp", alpha=0.3), objective, teacher=teacher)
+    loss, _ = one_step(make("bound", "cc-ibp", alpha=0.3), objective, teacher)
     ends = torch.maximum((seen["low"] - target) ** 2, (seen["high"] - target) ** 2)
     torch.testing.assert_close(loss.terms["distill/features/mixed"], 5 / 8 * ends.sum(1))
     assert (seen["high"] > seen["low"]).any()

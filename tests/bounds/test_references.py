@@ -19,13 +19,11 @@ from ctkd.randomness import generator
 from ctkd.train.options import TrainOptions
 from ctkd.train.step import TrainingStep
 
+from ..train.steps import FULL, RAMP, make
 from . import reference
 from .reference import Case, each
-from .test_reductions import make
 
 BATCH, CLASSES = 4, 3
-RAMP = Schedule(eps=0.03, target=0.05, phase="ramp", epoch=1, step=10)
-FULL = Schedule(eps=0.05, target=0.05, phase="full", epoch=3, step=30)
 
 CASES: list[tuple[str, Callable[..., Tensor], dict[str, Any]]] = [
     ("adversarial", each(reference.adversarial), {}),

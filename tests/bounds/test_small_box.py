@@ -17,9 +17,7 @@ from ctkd.boxes import perturbation_box
 from ctkd.propagate import Network, trace
 from ctkd.propagate.ops import Relu, Tanh
 
-from .test_reductions import RAMP, make, one_step, same
-
-FULL = Schedule(eps=0.05, target=0.05, phase="full", epoch=3, step=30)
+from ..train.steps import FULL, RAMP, make, one_step, same
 
 
 def context(dtype: torch.dtype, eps: float = 0.2) -> BoxContext:

@@ -12,8 +12,7 @@ from ctkd.boxes import perturbation_box
 from ctkd.plugins import load, registry
 from ctkd.propagate import margins_of, trace
 
-from .test_reductions import make, one_step
-from .test_small_box import FULL
+from ..train.steps import FULL, batch, make, one_step
 
 OWN = [name for name in registry().names("bound") if registry().find("bound", name).target.startswith("ctkd.")]
 
@@ -43,9 +42,8 @@ def test_sound_losses_are_above_the_loss_at_every_input(name: str, options: dict
     torch.manual_seed(3)  # the network and the batch of one_step
     module = make("model", "cnn-small", channels=3, hidden=8, batch_norm=False).build((1, 8, 8), 4).double()
     network = trace(module, (1, 8, 8)).bind().detach()
-    rng = torch.Generator().manual_seed(0)
-    x = torch.rand(12, 1, 8, 8, dtype=torch.float64, generator=rng)
-    labels = torch.randint(4, (12,), generator=rng)
+    x, labels = batch()
+    rng = torch.Generator().manual_seed(1)
     box = perturbation_box(x, FULL.eps)
     for _ in range(50):
         part = torch.rand(x.shape, dtype=x.dtype, generator=rng).round(

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The ctkd contributors
 # SPDX-License-Identifier: MIT
-"""Enclosures, lessons and single training steps made by hand, in float64."""
+"""Enclosures, lessons and teachers made by hand, in float64."""
 
 from __future__ import annotations
 
@@ -12,19 +12,11 @@ from torch import Tensor
 
 from ctkd.api import Enclosure, Lesson, Schedule, TeacherOutputs
 from ctkd.boxes import Box
-from ctkd.plugins import create, options_class, registry
-from ctkd.propagate import margins_of, trace
-from ctkd.randomness import generator
-from ctkd.train.options import TrainOptions
-from ctkd.train.step import Loss, TrainingStep
+from ctkd.propagate import margins_of
 
-RAMP = Schedule(eps=0.03, target=0.05, phase="ramp", epoch=1, step=10)
+from ..train.steps import RAMP, batch
+
 BATCH, CLASSES, FEATURES = 6, 4, 5
-
-
-def make(kind: str, name: str, **options: Any) -> Any:
-    entry = registry().find(kind, name)
-    return create(entry, options_class(entry)(**options))
 
 
 def numbers(seed: int, *shape: int, scale: float = 2.0) -> Tensor:
@@ -95,49 +87,8 @@ class Frozen:
         return TeacherOutputs(x.flatten(1) @ self.weight.T, x.flatten(1) @ self.features.T)
 
 
-STEP_BATCH = 12
-
-
-def step_batch() -> tuple[Tensor, Tensor]:
-    rng = torch.Generator().manual_seed(0)
-    x = torch.rand(STEP_BATCH, 1, 8, 8, dtype=torch.float64, generator=rng)
-    return x, torch.randint(CLASSES, (STEP_BATCH,), generator=rng)
-
-
 class Sure:
-    """A one-hot teacher: right about the labels of ``step_batch``, whatever the input."""
+    """A one-hot teacher: right about the labels of ``one_step``, whatever the input."""
 
     def __call__(self, x: Tensor) -> TeacherOutputs:
-        return TeacherOutputs(one_hot(step_batch()[1]), None)
-
-
-def one_step(
-    bound: Any,
-    objective: Any = None,
-    *teachers: Any,
-    attack: Any = None,
-    schedule: Schedule = RAMP,
-) -> tuple[Loss, list[Tensor]]:
-    """The loss of one fixed batch and its gradient, always with the same noise in the attack."""
-    torch.manual_seed(3)
-    module = make("model", "cnn-small", channels=3, hidden=8).build((1, 8, 8), CLASSES).double()
-    step = TrainingStep(
-        graph=trace(module.train(), (1, 8, 8)),
-        method=bound,
-        objective=objective or make("distill", "none"),
-        attack=attack or make("attack", "pgd", steps=2),
-        backend=make("propagation", "native"),
-        options=TrainOptions(eps=0.05, shi_weight=0.0),
-        teachers=list(teachers),
-    )
-    x, y = step_batch()
-    loss = step(x, y, schedule, generator(0, "test"))
-    parameters = list(module.parameters())
-    gradient = torch.autograd.grad(loss.total, parameters, retain_graph=True, allow_unused=True)
-    return loss, [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradient, strict=True)]
-
-
-def same(a: tuple[Loss, list[Tensor]], b: tuple[Loss, list[Tensor]]) -> None:
-    torch.testing.assert_close(a[0].total, b[0].total, rtol=1e-10, atol=1e-12)
-    for left, right in zip(a[1], b[1], strict=True):
-        torch.testing.assert_close(left, right, rtol=1e-8, atol=1e-10)
+        return TeacherOutputs(one_hot(batch()[1]), None)

@@ -15,9 +15,8 @@ from ctkd.randomness import generator
 from ctkd.train.options import TrainOptions
 from ctkd.train.step import TrainingStep
 
-from ..bounds.test_reductions import make
-from ..bounds.test_small_box import FULL
 from ..test_pairs import WORKS
+from ..train.steps import FULL, make
 
 TAUGHT = [pair for pair in WORKS if pair[1] != "none"]
 

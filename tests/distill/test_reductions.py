@@ -15,7 +15,8 @@ from ctkd.api import Enclosure
 from ctkd.config import resolve
 from ctkd.divergence import divergence_from
 
-from .helpers import BATCH, CLASSES, FEATURES, RAMP, Frozen, Sure, box, head, make, numbers, one_step, same
+from ..train.steps import RAMP, make, one_step, same
+from .helpers import BATCH, CLASSES, FEATURES, Frozen, Sure, box, head, numbers
 
 ONE, TWO = Frozen(40), Frozen(50)
 CLEAN_ONLY: dict[str, Any] = {"weight_rate": 0, "temperature_rate": 0}
@@ -35,7 +36,6 @@ def distil(name: str, *teachers: Any, bound: str = "adversarial", **options: Any
         (("iad", {"beta": 0, "partial_trust": False, "alpha": 0.3}), ("ard", {"temperature": 1, "alpha": 0.3})),
         # At alpha 0 the teacher is not heard.
         (("iad", {"alpha": 0}), ("ard", {"alpha": 0})),
-        (("rslad", {}), ("logits", {"variant": "rslad"})),
         (("rslad", {"adversarial_weight": 1, "clean_weight": 0}), ("logits", {})),
         (("rslad", {"adversarial_weight": 0, "clean_weight": 1}), ("logits", {"variant": "natural"})),
         # AKD without its teacher is adversarial training; with nothing else, AD-CERT up to the teacher's entropy.
@@ -94,7 +94,7 @@ def test_options_change_something() -> None:
         distil(name, **options)[0].total.item()
         for name, options in [
             ("logits", {}),
-            ("logits", {"variant": "rslad"}),
+            ("rslad", {}),
             ("logits", {"variant": "natural"}),
             ("logits", {"teacher_input": "adversarial"}),
             ("ard", {}),
@@ -109,18 +109,27 @@ def test_options_change_something() -> None:
 
 
 def test_rslad_cert_at_alpha_zero_is_rslad() -> None:
-    """Attack included: both bring it, so what the command line would train is compared."""
-    base = {"attack.steps": 3, "train.eps": 0.1}
-    cert = resolve(
-        {**base, "bound.name": "mtl-ibp", "bound.alpha": 0, "distill.name": "logits", "distill.variant": "rslad"}
-    )
-    plain = resolve({**base, "bound.name": "adversarial", "distill.name": "rslad"})
+    """Attack included: the objective brings it, so what the command line would train is compared."""
+    base = {"attack.steps": 3, "train.eps": 0.1, "distill.name": "rslad"}
+    cert = resolve({**base, "bound.name": "mtl-ibp", "bound.alpha": 0})
+    plain = resolve({**base, "bound.name": "adversarial"})
     assert cert.attack == plain.attack
     assert cert.attack.options.model_dump()["objective"] == "kl-teacher"
     found = [one_step(c.bound.create(), c.distill.create(), ONE, attack=c.attack.create()) for c in (cert, plain)]
     same(*found)
     hard = one_step(plain.bound.create(), plain.distill.create(), ONE)
     assert not torch.isclose(hard[0].total, found[0][0].total)  # the soft-label attack finds other points
+
+
+def test_rslad_cert_mixes_rslad_with_the_loss_of_the_box() -> None:
+    """(1 - alpha) (5/6 KL(p(x) || q(x_adv)) + 1/6 KL(p(x) || q(x))) + alpha CE(box)."""
+    loss, _ = one_step(make("bound", "mtl-ibp", alpha=0.3), make("distill", "rslad"), ONE)
+    attacked, clean, box_loss = (
+        loss.terms[name] for name in ("distill/logits/point", "distill/logits-clean/point", "robust/box")
+    )
+    assert not torch.allclose(attacked, clean)
+    expected = 0.7 * (5 * attacked + clean) / 6 + 0.3 * box_loss
+    torch.testing.assert_close(loss.total, expected.mean())
 
 
 def test_what_was_set_beats_the_attack_that_an_objective_brings() -> None:

@@ -15,7 +15,8 @@ from torch import Tensor
 from ctkd.api import Enclosure, TeacherOutputs
 from ctkd.plugins import registry
 
-from .helpers import BATCH, CLASSES, FEATURES, box, head, labels, lesson, make, numbers, one_hot, point
+from ..train.steps import make
+from .helpers import BATCH, CLASSES, FEATURES, box, head, labels, lesson, numbers, one_hot, point
 
 
 @dataclass
@@ -87,7 +88,7 @@ def logits(g: Given, i: int, y: int) -> Tensor:
     return 0.3 * cross_entropy(g.own[i], y) + 0.7 * 4 * kl(p(g, i, 0, "adversarial"), g.own[i], 2)
 
 
-def logits_rslad(g: Given, i: int, y: int) -> Tensor:
+def rslad_usual(g: Given, i: int, y: int) -> Tensor:
     return kl(p(g, i), g.own[i]) * 5 / 6 + kl(p(g, i), g.clean[i]) / 6
 
 
@@ -182,15 +183,14 @@ def logits_box(g: Given, i: int, y: int) -> Tensor:
 
 CASES: list[tuple[str, dict[str, Any], str, Formula]] = [
     ("logits", {"weight": 0.7, "temperature": 2, "teacher_input": "adversarial"}, "point", logits),
-    ("logits", {"variant": "rslad"}, "point", logits_rslad),
     ("logits", {"variant": "natural"}, "point", logits_natural),
     ("ard", {"alpha": 0.8, "temperature": 3}, "point", ard),
-    ("rslad", {}, "point", logits_rslad),
+    ("rslad", {}, "point", rslad_usual),
     ("rslad", {"adversarial_weight": 0.4, "clean_weight": 0.9}, "point", rslad),
     ("iad", {"alpha": 0.6, "beta": 0.3, "temperature": 2}, "point", iad),
     ("iad", {"partial_trust": False, "begin_epoch": 1}, "point", iad_code),
     ("iad", {"begin_epoch": 2}, "point", iad_before),
-    ("iad-ii", {"temperature": 2}, "point", iad_ii),
+    ("iad-ii", {"temperature": 2, "begin_epoch": 1}, "point", iad_ii),
     ("iad-ii", {"begin_epoch": 2}, "point", iad_ii_before),
     ("akd", {"mix": 0.3, "teacher_input": "adversarial"}, "point", akd),
     (

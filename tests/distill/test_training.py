@@ -26,7 +26,8 @@ from ctkd.teaching import Teacher
 from ctkd.train.loop import Plugins, Trainer, finalise
 
 from ..conftest import QUICK
-from .helpers import lesson, make
+from ..train.steps import make
+from .helpers import lesson
 
 # Balances of B-MTARD -----------------------------------------------------------------------------------------
 
@@ -305,11 +306,11 @@ def test_two_epochs_with_a_teacher_of_another_width(tmp_path: Path) -> None:
         ),
         (
             [
-                *["--bound", "mtl-ibp", "--distill", "logits", "--set", "distill.variant=rslad"],
+                *["--bound", "mtl-ibp", "--distill", "logits", "--set", "distill.variant=natural"],
                 "--set",
                 "distill.teacher_input=adversarial",
             ],
-            "distill.teacher_input=adversarial: must be 'clean' with variant = rslad",
+            "distill.teacher_input=adversarial: must be 'clean' with variant = natural",
         ),
         (
             [

@@ -13,8 +13,8 @@ import torch
 
 from ctkd.api import Data
 from ctkd.config import resolve
-from ctkd.plugins import create, options_class, registry
-from ctkd.session import load_data, plugin
+from ctkd.plugins import create, create_from, options_class, registry
+from ctkd.session import load_data
 from ctkd.storage import read_tensors
 
 from ..conftest import QUICK
@@ -33,14 +33,14 @@ class Surroundings:
 
     def build_model(self, name: str | None = None) -> torch.nn.Module:
         table = self.model if name is None else {"name": name}
-        return plugin("model", table).build(self.data.input_shape, self.data.classes)  # type: ignore[no-any-return]
+        return create_from("model", table).build(self.data.input_shape, self.data.classes)  # type: ignore[no-any-return]
 
     def fit(self, train: Any, attack: Any, bound: Any, model: str | None = None) -> Any:
         from ctkd.train.loop import finalise
 
         self.asked.append((train, attack, bound, model))
-        plugin("attack", attack)  # raises where the table is none
-        plugin("bound", bound)
+        create_from("attack", attack)  # raises where the table is none
+        create_from("bound", bound)
         torch.manual_seed(train.seed)
         return finalise(self.build_model(model), self.data.input_shape)
 

@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
+from ctkd.certify.attack import evaluation_attack
 from ctkd.config import resolve
 from ctkd.errors import Interrupted
 from ctkd.interrupt import StopRequest
 from ctkd.progress import Silent
-from ctkd.session import evaluation_attack, load_data
+from ctkd.session import load_data
 from ctkd.train.loop import Plugins, Trainer, finalise
 
 from ..conftest import QUICK

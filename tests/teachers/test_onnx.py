@@ -172,7 +172,7 @@ def test_what_is_taken_for_probabilities(rows: torch.Tensor, taken: bool, digits
     if taken:
         with pytest.raises(BadInput, match="returns probabilities"):
             check_logits(teacher, "x", digits.validation)
-        check_logits(Teacher((Answers(rows),), probabilities=True), "x", digits.validation)  # type: ignore[arg-type]
+        check_logits(Teacher((Answers(rows),), probabilities=(True,)), "x", digits.validation)  # type: ignore[arg-type]
     else:
         check_logits(teacher, "x", digits.validation)
 
@@ -185,6 +185,6 @@ def test_numbers_that_are_not_finite(digits: Data) -> None:
 
 def test_probabilities_of_zero_become_finite_logits(digits: Data) -> None:
     rows = torch.eye(10)[torch.arange(180) % 10]
-    logits = Teacher((Answers(rows),), probabilities=True)(digits.validation.images)  # type: ignore[arg-type]
+    logits = Teacher((Answers(rows),), probabilities=(True,))(digits.validation.images)  # type: ignore[arg-type]
     assert logits.isfinite().all()
     assert torch.equal(logits.argmax(1), torch.arange(180) % 10)

@@ -12,21 +12,18 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import onnx
 import pytest
 import torch
 
-from ctkd.api import Data
 from ctkd.config import dump, resolve
-from ctkd.errors import BadInput, Interrupted
-from ctkd.export import to_onnx
+from ctkd.errors import BadInput, Interrupted, RunFailed
 from ctkd.progress import Silent
 from ctkd.propagate import Network
 from ctkd.run import resume, train
 from ctkd.runfolder import RunFolder
-from ctkd.storage import cache_folder
+from ctkd.teaching import Teacher
 
-from .conftest import SHORT, Surroundings
+from .conftest import SHORT
 
 Make = Callable[..., Any]
 Check = Callable[..., None]
@@ -41,6 +38,12 @@ PAIR = {
     "teacher.2.lr": 5e-3,
     "bound.name": "mtl-ibp",
 }
+
+
+class Answers:
+    """Stands for a classifier."""
+
+    input_shape, classes = (1, 8, 8), 10
 
 
 # Configuration -------------------------------------------------------------------------------------------
@@ -144,7 +147,7 @@ def test_a_run_with_two_teachers_and_its_resumption(
         assert record["stored"] == {
             "files": ["network.safetensors"],
             "average": "probabilities",
-            "probabilities": False,
+            "probabilities": [False],
         }
         assert {key: value for key, value in record.items() if key != "stored"} == facts
         assert Network.load(folder.path / label / "network.safetensors").sha256() == facts["sha256"]
@@ -179,10 +182,12 @@ def test_a_bad_second_teacher_is_refused_before_the_first_is_trained(
     # Nor is a good one stored before: the folder would look like one with trained networks.
     refused({"teacher.path": good, **absent}, "absent.pt cannot be read")
     torch.manual_seed(0)
-    from ctkd.session import plugin
+    from ctkd.plugins import create_from
     from ctkd.train.loop import finalise
 
-    finalise(plugin("model", {"name": "mlp"}).build((1, 8, 8), 10), (1, 8, 8)).save(tmp_path / "random.safetensors")
+    finalise(create_from("model", {"name": "mlp"}).build((1, 8, 8), 10), (1, 8, 8)).save(
+        tmp_path / "random.safetensors"
+    )
     settings = {"teacher.path": good, "teacher.2.name": "file", "teacher.2.path": tmp_path / "random.safetensors"}
     refused(settings, "teacher 'file' is at chance level")
 
@@ -201,102 +206,6 @@ def test_damaged_records_are_one_line(ctkd_command: Make, train_command: Make, t
     ]
 
 
-# Ensembles -----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def members(digits: Data, tmp_path: Path, good: Path, quick_run: tuple[Path, Any]) -> list[Path]:
-    """A network file, a run folder and an ONNX file."""
-    onnx.save(to_onnx(Network.load(good)), tmp_path / "third.onnx")
-    return [good, quick_run[0], tmp_path / "third.onnx"]
-
-
-def test_the_mean_by_hand(members: list[Path], obtain: Make, quick_run: tuple[Path, Any], digits: Data) -> None:
-    x = digits.validation.images[:30]
-    networks = [Network.load(path) for path in (members[0], quick_run[0] / "network.safetensors", members[0])]
-    logits = torch.stack([network(x) for network in networks])
-    teacher = obtain("ensemble", paths=members)
-    torch.testing.assert_close(teacher(x).softmax(1), logits.softmax(2).mean(0), rtol=1e-3, atol=1e-4)
-    mean = obtain("ensemble", paths=members, average="logits")
-    torch.testing.assert_close(mean(x), logits.mean(0), rtol=1e-3, atol=1e-3)
-    assert teacher.outputs(x).features is None
-    assert not teacher.differentiable
-    assert obtain("ensemble", paths=members[:2]).differentiable
-    assert len({teacher.sha256(), mean.sha256(), obtain("ensemble", paths=members[:2]).sha256()}) == 3
-
-
-def test_a_run_with_an_ensemble_of_files(
-    members: list[Path], train_command: Make, ctkd_command: Make, tmp_path: Path
-) -> None:
-    settings: dict[str, Any] = {"teacher.name": "ensemble", "teacher.paths": [str(path) for path in members]}
-    settings |= {"bound.name": "mtl-ibp", "distill.name": "logits"}
-    code, out, err = train_command(settings, "--json")
-    assert code == 0, err
-    summary = json.loads(out)
-    stored = sorted(path.name for path in (tmp_path / "run" / "teacher").iterdir())
-    assert stored == ["network-1.safetensors", "network-2.safetensors", "network-3.onnx", "teacher.json"]
-    for name in ("summary.json", "network.safetensors"):
-        (tmp_path / "run" / name).unlink()
-    code, out, err = ctkd_command("train", "--resume", str(tmp_path / "run"), "--no-certify", "--json")
-    assert code == 0, err
-    assert json.loads(out)["teacher"] == summary["teacher"]
-
-
-def test_an_ensemble_trained_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = {**SHORT, "teacher.name": "ensemble", "teacher.of": "pgd", "teacher.size": 2, "teacher.epochs": 3}
-    settings |= {"teacher.lr": 5e-3, "teacher.steps": 1, "bound.name": "mtl-ibp", "distill.name": "logits"}
-    monkeypatch.setenv("CTKD_CACHE", str(tmp_path / "a"))
-    folder, summary = train(settings=settings, out=tmp_path / "whole", certify=False)
-    names = ["teacher"] * 3 + ["teacher/member-2"] * 3 + ["student"]
-    assert [row["network"] for row in folder.read_metrics()] == names
-    assert summary["teacher"]["adversarial_accuracy"] is not None
-    assert len(list((cache_folder() / "teachers").iterdir())) == 2
-    # Interrupted in the second member, and resumed.
-    monkeypatch.setenv("CTKD_CACHE", str(tmp_path / "b"))
-    reporter = Stops("training the teacher/member-2", 4)
-    with pytest.raises(Interrupted):
-        train(settings=settings, out=tmp_path / "stopped", certify=False, reporter=reporter)
-    again, resumed = resume(tmp_path / "stopped", certify=False)
-    assert networks(again) == networks(folder)
-    assert (resumed["teacher"], resumed["student_sha256"]) == (summary["teacher"], summary["student_sha256"])
-
-
-def test_members_differ_in_their_seed_only(obtain: Make, digits: Data) -> None:
-    surroundings = Surroundings(digits)
-    teacher = obtain("ensemble", surroundings, of="trades", size=3, seed=10, epochs=7, keep="best-adversarial")
-    assert [train.seed for train, *_ in surroundings.asked] == [10, 11, 12]
-    assert {(train.epochs, train.keep) for train, *_ in surroundings.asked} == {(7, "best-adversarial")}
-    assert {bound["name"] for _, _, bound, _ in surroundings.asked} == {"trades"}
-    assert len({member.sha256() for member in teacher.members}) == 3
-
-
-@pytest.mark.parametrize(
-    ("settings", "part"),
-    [
-        ({}, "give either paths, or of with size"),
-        ({"paths": "['a', 'b']", "of": "pgd"}, "give either paths, or of with size"),
-        ({"paths": "['a']"}, "teacher.paths=['a']: Tuple should have at least 2 items"),
-        ({"paths": "['a', 'b']", "epochs": 3}, "epochs: for members that are trained (of), not for files (paths)"),
-        ({"of": "natural", "steps": 3}, "members by natural: steps is not an option"),
-        ({"of": "pgd", "patience": 3}, "patience = 3 needs keep"),
-        ({"of": "pgd", "size": 1}, "teacher.size=1: must be greater than or equal to 2"),
-        ({"of": "pgd", "outputs": "probabilities"}, "outputs = probabilities is for files (paths)"),
-        ({"paths": "['absent', 'b']"}, "absent cannot be read: No such file or directory"),
-        ({"paths": "['.', '.']"}, "has no network.safetensors: it is not the folder of a finished run"),
-    ],
-)
-def test_ensembles_that_cannot_be(
-    settings: dict[str, Any], part: str, refused: Check, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    refused({"teacher.name": "ensemble", **{f"teacher.{key}": value for key, value in settings.items()}}, part)
-
-
-def test_features_of_an_ensemble_are_refused_before_training(refused: Check) -> None:
-    settings = {"teacher.name": "ensemble", "teacher.of": "pgd", "distill.name": "features"}
-    refused(settings, "distill.name=features reads the teacher's features, and teacher 'ensemble' gives logits only")
-
-
 # Sources of other people ---------------------------------------------------------------------------------
 
 
@@ -307,7 +216,6 @@ def test_features_of_an_ensemble_are_refused_before_training(refused: Check) -> 
 def test_a_source_that_returns_something_else(
     answer: Any, part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, good: Path
 ) -> None:
-    from ctkd.errors import RunFailed
     from ctkd.teachers.file import FileTeacher
 
     monkeypatch.setattr(FileTeacher, "obtain", lambda self, context: answer)
@@ -315,14 +223,14 @@ def test_a_source_that_returns_something_else(
         train(settings={**SHORT, "teacher.path": str(good)}, out=tmp_path / "run")
 
 
-def test_a_teacher_needs_a_network() -> None:
-    from ctkd.teaching import Teacher
-
+def test_what_a_teacher_needs() -> None:
     with pytest.raises(ValueError, match="at least one network"):
         Teacher(())
+    with pytest.raises(ValueError, match=r"probabilities = \(True,\) must say for each of 2 members what it returns"):
+        Teacher((Answers(), Answers()), probabilities=(True,))  # type: ignore[arg-type]
 
 
 def test_options_in_python_are_checked_as_on_the_command_line(tmp_path: Path) -> None:
-    settings: Mapping[str, Any] = {**SHORT, "teacher.name": "ensemble", "teacher.of": "file"}
-    with pytest.raises(BadInput, match=r"teacher\.of=file: must be 'pgd', 'natural', 'trades' or 'mart'"):
+    settings: Mapping[str, Any] = {**SHORT, "teacher.name": "ensemble", "teacher.members": [{"name": "pgd"}]}
+    with pytest.raises(BadInput, match=r"teacher\.members=\[{'name': 'pgd'}\]: Tuple should have at least 2 items"):
         train(settings=settings, out=tmp_path / "run")

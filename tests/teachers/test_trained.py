@@ -44,14 +44,21 @@ def test_what_each_source_asks_for(obtain: Make, digits: Data) -> None:
         obtain, digits, "pgd", eps_factor=1.5, decay=0.1, decay_at=(0.5,), keep="best-adversarial", patience=2
     )
     assert (found.eps, found.ramp, found.keep, found.patience) == (pytest.approx(0.15), 2, "best-adversarial", 2)
+    assert found.attack_eps_factor == 1
     assert (attack["objective"], attack["decay"], attack["decay_at"]) == ("cross-entropy", 0.1, [0.5])
     assert (bound, model, found.seed) == ({"name": "adversarial"}, None, 5)
     found, attack, bound, model = asked(obtain, digits, "natural", model="mlp", seed=9)
     assert (found.eps, bound, model, found.seed) == (0, {"name": "adversarial"}, "mlp", 9)
+    assert (found.keep, found.patience) == ("last", None)
+    found, *_ = asked(obtain, digits, "natural", keep="best-natural", patience=4)
+    assert (found.keep, found.patience) == ("best-interval", 4)
     _, attack, bound, _ = asked(obtain, digits, "trades", beta=2)
     assert (attack["objective"], attack["steps"], bound) == ("kl-student", 10, {"name": "trades", "beta": 2})
     _, attack, bound, _ = asked(obtain, digits, "mart")
     assert (attack["objective"], bound) == ("cross-entropy", {"name": "mart", "weight": 5})
+    for name in ("pgd", "trades", "mart"):
+        found, attack, *_ = asked(obtain, digits, name, objective="margin", attack_eps_factor=1.7)
+        assert (attack["objective"], found.eps, found.attack_eps_factor) == ("margin", 0.1, 1.7)
 
 
 @pytest.mark.parametrize("name", ["trades", "mart"])
@@ -62,6 +69,32 @@ def test_trades_and_mart_train(name: str, train_command: Make, tmp_path: Path) -
     assert json.loads(out)["teacher"]["natural_accuracy"] > 0.5
     rows = [row for row in RunFolder(tmp_path / "run").read_metrics() if row["network"] == "teacher"]
     assert f"{name}/divergence" in rows[-1]["losses"]
+
+
+def test_the_best_natural_epoch_becomes_the_natural_teacher(train_command: Make, tmp_path: Path) -> None:
+    """At a learning rate that makes accuracies jump, so that patience ends the training."""
+    settings = {"teacher.name": "natural", "teacher.epochs": 12, "teacher.lr": 0.1, "teacher.batch_size": 64}
+    settings |= {"teacher.keep": "best-natural", "teacher.patience": 2}
+    code, out, err = train_command(settings, "--json")
+    assert code == 0, err
+    rows = [row for row in RunFolder(tmp_path / "run").read_metrics() if row["network"] == "teacher"]
+    seen = [row["validation"]["natural_accuracy"] for row in rows]
+    best = seen.index(max(seen))
+    assert rows[-1]["best_epoch"] == best + 1
+    assert len(rows) == best + 3 < 12
+    assert seen[-1] < seen[best]
+    # The folded network is that epoch's, up to rounding in batch norm.
+    assert json.loads(out)["teacher"]["validation_natural_accuracy"] == pytest.approx(seen[best], abs=0.01)
+
+
+@pytest.mark.parametrize("name", ["pgd", "trades", "mart", "natural"])
+@pytest.mark.parametrize("dataset", ["digits", "mnist"])
+def test_every_trained_teacher_has_a_shipped_schedule(name: str, dataset: str) -> None:
+    """The one of pgd: at the measured radius, and only there."""
+    flags = {"data.name": dataset, "teacher.name": name}
+    shipped, usual = (resolve({**flags, "train.eps": eps}).teachers[0].table() for eps in (0.1, 0.05))
+    assert [shipped[key] for key in ("epochs", "batch_size")] == ([20, 64] if dataset == "digits" else [10, 256])
+    assert [usual[key] for key in ("epochs", "batch_size")] == [15, 256]
 
 
 def test_a_teacher_of_another_architecture(train_command: Make, tmp_path: Path) -> None:
@@ -88,6 +121,12 @@ def test_features_of_another_width_are_refused_before_the_teacher_is_trained(ref
         ({"keep": "best-adversarial", "epochs": 2}, "ramp = 2 leaves none of epochs = 2"),
         ({"keep": "best-interval"}, "teacher.keep=best-interval: must be 'last' or 'best-adversarial'"),
         ({"decay": 2}, "teacher.decay=2: must be less than or equal to 1"),
+        (
+            {"objective": "kl-teacher"},
+            "teacher.objective=kl-teacher: must be 'cross-entropy', 'margin' or 'kl-student'",
+        ),
+        ({"name": "natural", "patience": 2}, "patience = 2 needs keep = best-natural"),
+        ({"name": "natural", "keep": "best-adversarial"}, "teacher.keep=best-adversarial: must be 'last' or 'best-na"),
     ],
 )
 def test_options_that_do_not_fit(settings: dict[str, Any], part: str, refused: Check) -> None:
@@ -169,6 +208,8 @@ def test_the_key_has_all_that_determines_a_teacher(
         of(teacher__name="trades", teacher__beta=1),
         of(teacher__name="mart"),
         of(teacher__name="natural"),
+        of(teacher__objective="margin"),
+        of(teacher__attack_eps_factor=1.5),
         of(teacher__keep="best-adversarial"),
         of(teacher__keep="best-adversarial", teacher__patience=3),
         of(teacher__keep="best-adversarial", certify__attack_step_size=0.4),

@@ -21,6 +21,7 @@ from ctkd.session import load_data
 from ctkd.train.loop import Plugins, Trainer
 
 from ..conftest import QUICK
+from .steps import make
 
 PLAIN = {**QUICK, "teacher.name": "none", "bound.name": "cc-ibp", "train.epochs": 1, "train.ramp": 0.5}
 
@@ -152,3 +153,86 @@ def test_last_pass_statistics_follow_the_published_order(tmp_path: Path) -> None
 def test_a_schedule_that_does_not_fit_is_refused() -> None:
     with pytest.raises(BadInput, match=r"warmup \+ ramp = 30 epochs do not fit into epochs = 20"):
         resolve({"train.epochs": 20, "train.ramp": 29, "train.warmup": 1})
+
+
+# The device ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def moved(monkeypatch: pytest.MonkeyPatch) -> set[int]:
+    """Pretends that there is a GPU: what ``.to("cuda")`` gives is a copy whose memory is in this set."""
+    there: set[int] = set()
+    original = torch.Tensor.to
+
+    def to(tensor: torch.Tensor, *arguments: Any, **named: Any) -> torch.Tensor:
+        if not any(isinstance(a, str | torch.device) and torch.device(a).type == "cuda" for a in arguments):
+            return original(tensor, *arguments, **named)
+        copy = tensor.clone()
+        there.add(copy.untyped_storage().data_ptr())
+        return copy
+
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    return there
+
+
+def test_epochs_are_compared_on_the_device(tmp_path: Path, moved: set[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    import ctkd.train.loop as loop
+
+    settings = {"train.keep": "best-adversarial", "train.warmup": 0.0, "train.ramp": 0.0, "bound.name": "adversarial"}
+    usual = trainer(tmp_path / "cpu", **settings)
+    run = trainer(tmp_path / "cuda", **settings, **{"train.device": "cuda"})
+    rows = []
+    for which in (usual, run):
+        which.plugins.evaluation = which.plugins.attack
+        which._prepare()
+        which.step = 1
+        which.module.eval()
+        rows.append(which._metrics(0, {}))
+    assert rows[0] == rows[1]
+    assert 0 <= rows[0]["validation"]["adversarial_accuracy"] <= 1
+    seen: list[tuple[bool, bool]] = []
+
+    def spy(network: Any, split: Any, *rest: Any, **named: Any) -> Any:
+        images = split.images.untyped_storage().data_ptr() in moved
+        seen.append((images, split.labels.untyped_storage().data_ptr() in moved))
+        return {} if len(seen) == 1 else 0.5
+
+    monkeypatch.setattr(loop, "interval_report", spy)
+    monkeypatch.setattr(loop, "adversarial_accuracy", spy)
+    monkeypatch.setattr(loop.Network, "to", lambda *_: pytest.fail("the network was moved"))
+    run._metrics(0, {})
+    assert seen == [(True, True)] * 2
+
+
+def test_a_teacher_is_evaluated_on_the_device(moved: set[int]) -> None:
+    """Batch by batch, with the figures of the CPU."""
+    from ctkd import faculty
+    from ctkd.api import Split
+    from ctkd.session import evaluation_attack
+    from ctkd.teaching import Teacher
+    from ctkd.train.loop import finalise
+
+    config = resolve(PLAIN)
+    data = load_data(config)
+    torch.manual_seed(0)
+    network = finalise(make("model", "mlp").build((1, 8, 8), 10), (1, 8, 8))
+    seen: list[tuple[int, bool]] = []
+
+    class Watched(Teacher):
+        def to(self, device: str) -> Teacher:
+            assert device == "cuda"
+            return self
+
+        def __call__(self, x: torch.Tensor) -> torch.Tensor:
+            seen.append((len(x), x.untyped_storage().data_ptr() in moved))
+            return super().__call__(x)
+
+    test = Split(data.test.images.repeat(2, 1, 1, 1), data.test.labels.repeat(2))
+    rest = (test, 0.05, evaluation_attack(config.certify), 0, lambda: None)
+    usual = faculty.evaluate(Teacher((network,)), "x", data, *rest)
+    assert not moved
+    there = faculty.evaluate(Watched((network,)), "x", data, *rest, device="cuda")
+    assert there == usual
+    assert 0 < usual["adversarial_accuracy"] < usual["natural_accuracy"] + 1e-9
+    assert all(on_device for _, on_device in seen)
+    assert {count for count, _ in seen} == {500, 220, 720, 180}
