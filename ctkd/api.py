@@ -331,6 +331,11 @@ class TeacherContext(Protocol):
         ...
 
     @property
+    def role(self) -> str:
+        """The teacher's table in the configuration, for messages: ``teacher``, ``teacher.2``, ..."""
+        ...
+
+    @property
     def threads(self) -> int:
         """CPU threads."""
         ...

@@ -167,8 +167,8 @@ def ctkd_objectives() -> list[Registration]:
         Registration(
             "rslad",
             "ctkd.distill.rslad:RSLAD",
-            "KL divergence at the point and at the clean input, without labels; brings a soft-label attack",
-            (RSLAD,),
+            "KL divergence at the point and at the clean input (RSLAD-CERT); brings a soft-label attack",
+            (RSLAD, AD_CERT),
         ),
         Registration(
             "iad",

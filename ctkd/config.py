@@ -118,10 +118,19 @@ def dump(config: RunConfig, *, sources: bool = False) -> str:
         for i, table in enumerate(tables, start=1):
             lines.append(f"[{role}]" if len(tables) == 1 else f"[[{role}]]")
             for key, value in table.items():
-                text = f"{key} = {json.dumps(value)}"
+                text = f"{key} = {_inline(value)}"
                 lines.append(f"{text:<40} # {config.sources.get(f'{_nth(role, i)}.{key}', 'default')}")
             lines.append("")
     return "\n".join(lines)
+
+
+def _inline(value: Any) -> str:
+    """A value as TOML on one line."""
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key} = {_inline(part)}' for key, part in value.items())}}}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_inline, value))}]"
+    return json.dumps(value)
 
 
 # Merging -------------------------------------------------------------------------------------------------
@@ -330,6 +339,7 @@ def _ship(layers: Layers, name: str, chosen: Mapping[str, str]) -> None:
         if table_role == "recipe":
             continue
         for role in _teacher_roles(layers) if table_role == "teacher" else [table_role]:
+            _ship_members(layers, role, table)
             for key, value in table.items():
                 if not isinstance(value, dict):
                     layers.put(SHIPPED, role, key, value, f"defaults/{name}")
@@ -339,6 +349,19 @@ def _ship(layers: Layers, name: str, chosen: Mapping[str, str]) -> None:
     for role, table in tables.get("recipe", {}).get(chosen.get("bound"), {}).items():
         for option, content in table.items():
             layers.put(SHIPPED, role, option, content, f"defaults/{name}")
+
+
+def _ship_members(layers: Layers, role: str, shipped: Mapping[str, Any]) -> None:
+    """Lay a file's options for sources of teachers below those of an ensemble's members from these sources."""
+    found = layers.top(role, "members")
+    if found is None or not isinstance(found[1], list | tuple):
+        return
+    rank, members, source = found
+    filled = [
+        {**member, **shipped.get(str(member.get("name")), {}), **member} if isinstance(member, dict) else member
+        for member in members
+    ]
+    layers.put(rank, role, "members", filled, source)
 
 
 def _number(value: Any) -> float | None:

@@ -307,7 +307,8 @@ def export(
     Args:
         run: a run folder.
         folder: must be absent or empty; gets ``onnx/``, ``vnnlib/`` and ``instances.csv``.
-        samples, seed: how many correctly classified images, and which.
+        samples: how many correctly classified images.
+        seed: which of them.
         eps: radius in pixel units; None is the run's.
         timeout: seconds per instance.
 

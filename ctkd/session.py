@@ -106,6 +106,10 @@ class Session:
         return self.config.train.seed
 
     @property
+    def role(self) -> str:
+        return self._label.replace("-", ".")
+
+    @property
     def threads(self) -> int:
         return torch.get_num_threads()
 
@@ -191,7 +195,7 @@ class Session:
         faculty.check_fits(teacher, choice.name, self.data)
         if i == 0:
             self._check_objective(teacher)
-        faculty.check_logits(teacher, choice.name, self.data.validation)
+        faculty.check_logits(teacher, choice.name, self.data.validation, self.role)
         faculty.check_chance(teacher, choice.name, self.data)
         return teacher
 
@@ -199,7 +203,9 @@ class Session:
         self.reporter.say("evaluating the teacher")
         options, name = self.config.certify, self.config.teachers[i].name
         test, attack = selected(self.data, options), evaluation_attack(options)
-        return faculty.evaluate(teacher, name, self.data, test, self.eps, attack, options.seed, self.check_stop)
+        return faculty.evaluate(
+            teacher, name, self.data, test, self.eps, attack, options.seed, self.check_stop, self.device
+        )
 
     def _check_objective(self, teacher: Teacher) -> None:
         """Let the objective refuse a teacher whose features do not fit, before training."""

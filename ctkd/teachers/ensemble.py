@@ -111,7 +111,7 @@ def _obtain(source: TeacherSource, place: int, name: str, context: TeacherContex
         if not isinstance(teacher, Teacher) or len(teacher.members) != 1:
             raise RunFailed(f"member {place} of the ensemble, teacher {name!r}, is not one network")
         check_fits(teacher, name, context.data)
-        check_logits(teacher, name, context.data.validation)
+        check_logits(teacher, name, context.data.validation, f"{context.role}.members")
     except BadInput as error:
         raise BadInput(*(f"member {place} of the ensemble: {message}" for message in error.messages)) from None
     return teacher

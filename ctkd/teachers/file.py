@@ -13,8 +13,6 @@ from ctkd.options import AbsolutePath, Number, Options, Positive
 from ctkd.teachers.trained import ModelName
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from torch import Tensor, nn
 
     from ctkd.api import TeacherContext
@@ -92,31 +90,35 @@ class FileTeacher:
 
         options = self.options
         path = options.path / "network.safetensors" if options.path.is_dir() else options.path
+        setting = f"{context.role}.path={path}"
         if path.suffix == ".onnx":
-            raise BadInput(f"teacher.path={path}: an ONNX file is read by --teacher onnx")
+            raise BadInput(f"{setting}: an ONNX file is read by --teacher onnx")
         tensors, metadata = read_weights(path)
         probabilities = (options.outputs == "probabilities",)
         if metadata.get("format") == FORMAT:
             if options.names != "own" or options.mean is not None:
-                raise BadInput(f"teacher.path={path} is a network of ctkd: leave out teacher.names, mean and std")
+                raise BadInput(f"{setting} is a network of ctkd: leave out {context.role}.names, mean and std")
             return Teacher((Network.load(path),), probabilities=probabilities)
         module = context.build_model(options.model)
-        normalisation = self._fill(module, tensors, path)
+        normalisation = self._fill(module, tensors, setting)
         if normalisation is not None:
             if options.names == "own" and normalises(module):
-                raise BadInput(f"teacher.path={path}: the model normalises by itself: leave out teacher.mean and std")
+                raise BadInput(f"{setting}: the model normalises by itself: leave out {context.role}.mean and std")
             channels = context.data.input_shape[0]
             for name, values in zip(("mean", "std"), normalisation, strict=True):
                 if values.numel() not in (1, channels):
                     raise BadInput(
-                        f"teacher.{name}: {values.numel()} values for images of {channels} "
+                        f"{context.role}.{name}: {values.numel()} values for images of {channels} "
                         f"channel{'s' if channels > 1 else ''}"
                     )
             module = normalised(module, *normalisation)
         return Teacher((finalise(module, context.data.input_shape),), probabilities=probabilities)
 
-    def _fill(self, module: nn.Module, tensors: dict[str, Tensor], path: Path) -> tuple[Tensor, Tensor] | None:
-        """Load the weights; returns mean and std, of the options or of the file, if there are any."""
+    def _fill(self, module: nn.Module, tensors: dict[str, Tensor], setting: str) -> tuple[Tensor, Tensor] | None:
+        """Load the weights; returns mean and std, of the options or of the file, if there are any.
+
+        ``setting``: the file as the configuration names it, for messages.
+        """
         import torch
 
         from ctkd.teachers.weights import assign, layers_of
@@ -130,16 +132,14 @@ class FileTeacher:
                 module.load_state_dict(tensors)
             except RuntimeError as error:
                 reason = " ".join(str(error).split())
-                raise BadInput(
-                    f"teacher.path={path}: the weights are for another architecture: {reason[:200]}"
-                ) from None
+                raise BadInput(f"{setting}: the weights are for another architecture: {reason[:200]}") from None
             return given
-        layers = layers_of(tensors, path)
+        layers = layers_of(tensors, setting)
         if options.names == "ctbench":
             first = layers[0] if layers else None
             if first is None or first.kind != "Normalisation":
-                raise BadInput(f"teacher.path={path}: names = ctbench expects a normalisation first, found {first}")
+                raise BadInput(f"{setting}: names = ctbench expects a normalisation first, found {first}")
             deviation = first.tensors["sigma"] if "sigma" in first.tensors else first.tensors["std"]
             given, layers = (first.tensors["mean"], deviation), layers[1:]
-        assign(layers, module, path)
+        assign(layers, module, setting)
         return given

@@ -98,8 +98,8 @@ class Layer:
         return f"{self.kind} {tuple(weight.shape)} ({self.path!r})"
 
 
-def layers_of(tensors: Mapping[str, Tensor], path: Path) -> list[Layer]:
-    """Group a state dict by layer.
+def layers_of(tensors: Mapping[str, Tensor], setting: str) -> list[Layer]:
+    """Group a state dict by layer. ``setting`` names the file in messages.
 
     In order of the numbers in the names where all are numbers, as those of ``nn.Sequential`` are (safetensors files
     do not keep an order), else in the file's order.
@@ -113,10 +113,10 @@ def layers_of(tensors: Mapping[str, Tensor], path: Path) -> list[Layer]:
         groups.setdefault(place, {})[last] = tensor
     if all(part.isdecimal() for place in groups for part in place.split(".")):
         groups = dict(sorted(groups.items(), key=lambda item: [int(part) for part in item[0].split(".")]))
-    return [Layer(place, _kind(place, group, path), group) for place, group in groups.items()]
+    return [Layer(place, _kind(place, group, setting), group) for place, group in groups.items()]
 
 
-def _kind(place: str, group: Mapping[str, Tensor], path: Path) -> str:
+def _kind(place: str, group: Mapping[str, Tensor], setting: str) -> str:
     names = group.keys() - {"num_batches_tracked"}
     if names == {"weight", "bias", "running_mean", "running_var"}:
         return "BatchNorm"
@@ -124,11 +124,11 @@ def _kind(place: str, group: Mapping[str, Tensor], path: Path) -> str:
         return "Normalisation"
     if "weight" in names and names <= {"weight", "bias"} and group["weight"].dim() in (2, 4):
         return "Conv2d" if group["weight"].dim() == 4 else "Linear"
-    raise BadInput(f"{path}: layer {place!r} with {', '.join(sorted(group))} is none of a feed-forward network")
+    raise BadInput(f"{setting}: layer {place!r} with {', '.join(sorted(group))} is none of a feed-forward network")
 
 
 @torch.no_grad()
-def assign(layers: Sequence[Layer], module: nn.Module, path: Path) -> None:
+def assign(layers: Sequence[Layer], module: nn.Module, setting: str) -> None:
     """Copy layers into the module's convolutions, Linear and batch-norm layers, first to first, second to second.
 
     Raises:
@@ -141,7 +141,7 @@ def assign(layers: Sequence[Layer], module: nn.Module, path: Path) -> None:
         given, target = (found[i] if i < len(found) else None for found in (layers, targets))
         if given is None or target is None or not _fits(given, target):
             raise BadInput(
-                f"teacher.path={path}: the weights are for another architecture: layer {i + 1} is "
+                f"{setting}: the weights are for another architecture: layer {i + 1} is "
                 f"{given or 'missing'} in the file and {target or 'missing'} in the model"
             )
         for name, tensor in target.tensors.items():

@@ -36,6 +36,7 @@ def distil(name: str, *teachers: Any, bound: str = "adversarial", **options: Any
         (("iad", {"beta": 0, "partial_trust": False, "alpha": 0.3}), ("ard", {"temperature": 1, "alpha": 0.3})),
         # At alpha 0 the teacher is not heard.
         (("iad", {"alpha": 0}), ("ard", {"alpha": 0})),
+        (("rslad", {}), ("logits", {"variant": "rslad"})),
         (("rslad", {"adversarial_weight": 1, "clean_weight": 0}), ("logits", {})),
         (("rslad", {"adversarial_weight": 0, "clean_weight": 1}), ("logits", {"variant": "natural"})),
         # AKD without its teacher is adversarial training; with nothing else, AD-CERT up to the teacher's entropy.

@@ -26,7 +26,7 @@ SHORT = {**QUICK, "train.epochs": 1, "train.ramp": 0.5, "teacher.name": "file", 
 class Surroundings:
     """A ``TeacherContext`` that trains nothing and remembers what it was asked for."""
 
-    eps, seed, threads, device = 0.1, 5, 1, "cpu"
+    eps, seed, role, threads, device = 0.1, 5, "teacher", 1, "cpu"
 
     def __init__(self, data: Data, model: dict[str, Any] | None = None) -> None:
         self.data, self.model, self.asked = data, model or {"name": "cnn-small"}, []  # type: ignore[var-annotated]

@@ -81,7 +81,7 @@ def test_each_member_says_what_it_returns(
     assert (again.probabilities, again.sha256()) == (teacher.probabilities, teacher.sha256())
     assert torch.equal(again(x), teacher(x))
     assert Teacher(teacher.members, "probabilities", (False, True)).sha256() != teacher.sha256()
-    line = "member 2 of the ensemble: teacher 'onnx' returns probabilities"
+    line = "member 2 of the ensemble: teacher 'onnx' returns probabilities .* set teacher.members.outputs=probabilities"
     with pytest.raises(BadInput, match=line):
         obtain("ensemble", members=[members[1], {"name": "onnx", "path": str(softmax)}])
 
@@ -146,16 +146,25 @@ def test_members_that_are_not_trained_are_read_first(
     assert teacher.members[1].sha256() == Network.load(good).sha256()
 
 
-def test_the_resolved_members_have_all_options(tmp_path: Path) -> None:
+@pytest.mark.parametrize("several", [False, True])
+def test_the_resolved_members_have_all_options(several: bool, tmp_path: Path) -> None:
     """So the stored configuration says what was trained, whatever defaults later versions have."""
-    members = [{"name": "pgd"}, {"name": "natural", "seed": 3}]
-    config = resolve({"teacher.name": "ensemble", "teacher.members": members, "distill.name": "none"})
-    first, second = config.tables()["teacher"]["members"]
-    assert (first["name"], first["steps"], first["seed"]) == ("pgd", 5, "none")
-    assert (second["name"], second["seed"], second["keep"]) == ("natural", 3, "last")
+    role = "teacher.2" if several else "teacher"
+    members = [{"name": "pgd"}, {"name": "natural", "seed": 3, "epochs": 7}]
+    flags = {f"{role}.name": "ensemble", f"{role}.members": members, "distill.name": "none"}
+    config = resolve(flags)
+    found = config.tables()["teacher"]
+    first, second = (found[1] if several else found)["members"]
+    # What ctkd ships for this data set and radius reaches members, and what was set beats it.
+    assert (first["name"], first["epochs"], first["batch_size"], first["seed"]) == ("pgd", 20, 64, "none")
+    assert (second["name"], second["epochs"], second["batch_size"], second["seed"]) == ("natural", 7, 64, 3)
+    assert (first["steps"], second["keep"]) == (5, "last")
+    elsewhere = resolve({**flags, "train.eps": 0.05}).teachers[-1].table()["members"]
+    assert [member["epochs"] for member in elsewhere] == [15, 7]
     file = tmp_path / "c.toml"
-    file.write_text(dump(config))
-    assert resolve({}, file).tables() == config.tables()
+    for text in (dump(config), dump(config, sources=True)):
+        file.write_text(text)
+        assert resolve({}, file).tables() == config.tables()
 
 
 @pytest.mark.parametrize(

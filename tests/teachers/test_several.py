@@ -21,6 +21,7 @@ from ctkd.progress import Silent
 from ctkd.propagate import Network
 from ctkd.run import resume, train
 from ctkd.runfolder import RunFolder
+from ctkd.storage import write_tensors
 from ctkd.teaching import Teacher
 
 from .conftest import SHORT
@@ -192,6 +193,37 @@ def test_a_bad_second_teacher_is_refused_before_the_first_is_trained(
     refused(settings, "teacher 'file' is at chance level")
 
 
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        ({"path": "t.onnx"}, "/t.onnx: an ONNX file is read by --teacher onnx"),
+        ({"mean": 0.1, "std": 0.3}, " is a network of ctkd: leave out teacher.2.names, mean and std"),
+        ({"path": "state.safetensors"}, "/state.safetensors: the weights are for another architecture"),
+        (
+            {"path": "state.safetensors", "names": "expressive-losses", "mean": 0, "std": 1, "model": "mlp"},
+            "/state.safetensors: the weights are for another architecture: layer 1 is",
+        ),
+        (
+            {"path": "state.safetensors", "names": "ctbench"},
+            "/state.safetensors: names = ctbench expects a normalisation first",
+        ),
+    ],
+)
+def test_a_second_teacher_is_named(
+    options: dict[str, Any], part: str, refused: Check, good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_tensors(tmp_path / "state.safetensors", {"0.weight": torch.rand(3, 3)})
+    settings = {"teacher.path": good, "teacher.2.name": "file", "teacher.2.path": good}
+    line = f"teacher.2.path={tmp_path if 'path' in options else good}{part}"
+    refused({**settings, **{f"teacher.2.{key}": value for key, value in options.items()}}, line)
+
+
+def test_outputs_of_a_second_teacher(refused: Check, good: Path) -> None:
+    settings = {"teacher.path": good, "teacher.2.name": "file", "teacher.2.path": good}
+    refused({**settings, "teacher.2.outputs": "probabilities"}, "set teacher.2.outputs=logits")
+
+
 def test_damaged_records_are_one_line(ctkd_command: Make, train_command: Make, tmp_path: Path, good: Path) -> None:
     assert train_command({"teacher.path": good})[0] == 0
     run = tmp_path / "run"
@@ -232,5 +264,5 @@ def test_what_a_teacher_needs() -> None:
 
 def test_options_in_python_are_checked_as_on_the_command_line(tmp_path: Path) -> None:
     settings: Mapping[str, Any] = {**SHORT, "teacher.name": "ensemble", "teacher.members": [{"name": "pgd"}]}
-    with pytest.raises(BadInput, match=r"teacher\.members=\[{'name': 'pgd'}\]: Tuple should have at least 2 items"):
+    with pytest.raises(BadInput, match=r"teacher\.members=\[{'name': 'pgd', .*}\]: Tuple should have at least 2 items"):
         train(settings=settings, out=tmp_path / "run")
