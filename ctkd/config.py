@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import importlib.resources
 import json
 import os
 import tomllib
@@ -16,10 +15,11 @@ from typing import Any, cast
 from ctkd.certify.options import CertifyOptions, ExportOptions
 from ctkd.errors import BadInput, CtkdError, nearest
 from ctkd.hookspecs import Registration
-from ctkd.options import Options, Radius, validate
+from ctkd.options import Options, validate
 from ctkd.pairs import check_pair
 from ctkd.plugins import create, options_class, options_from, registry
-from ctkd.settings import FILE, FLAG, SHIPPED, Layers
+from ctkd.settings import FILE, FLAG, Layers, nth, teacher_numbers, teacher_roles
+from ctkd.shipped import keep_one_epoch, scale_schedule, ship, ship_radius
 from ctkd.train.options import TrainOptions
 
 ROLES = {
@@ -41,8 +41,6 @@ SECTIONS: dict[str, type[Options]] = {
 BASE = {"data": "digits", "bound": "crown-ibp", "teacher": "pgd", "attack": "pgd", "propagation": "native"}
 """What a bare ``ctkd train`` uses. The model and eps come from the data set's file in ``ctkd/defaults``."""
 COMMAND_LINE = "command line"
-SCHEDULE = ("warmup", "ramp", "milestones", "average_from")
-"""Moments of the training that scale with its length unless they are set with it."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +117,7 @@ def dump(config: RunConfig, *, sources: bool = False) -> str:
             lines.append(f"[{role}]" if len(tables) == 1 else f"[[{role}]]")
             for key, value in table.items():
                 text = f"{key} = {_inline(value)}"
-                lines.append(f"{text:<40} # {config.sources.get(f'{_nth(role, i)}.{key}', 'default')}")
+                lines.append(f"{text:<40} # {config.sources.get(f'{nth(role, i)}.{key}', 'default')}")
             lines.append("")
     return "\n".join(lines)
 
@@ -156,8 +154,8 @@ def resolve(flags: Mapping[str, Any] | None = None, file: Path | None = None) ->
         if _known_role(role, key, path, problems):
             layers.put(FLAG, role, key, value, COMMAND_LINE)
     entries = _choose(layers, problems)
-    _scale_schedule(layers)
-    _keep_one_epoch(layers)
+    scale_schedule(layers)
+    keep_one_epoch(layers)
     config = _build(layers, entries, problems)
     if problems or config is None:
         raise BadInput(*dict.fromkeys(problems))
@@ -170,22 +168,8 @@ def split_path(path: str) -> tuple[str, str]:
     role, _, key = path.partition(".")
     number, _, rest = key.partition(".")
     if role == "teacher" and number.isdecimal() and int(number) > 0:
-        return _nth(role, int(number)), rest
+        return nth(role, int(number)), rest
     return role, key
-
-
-def _nth(role: str, i: int) -> str:
-    return role if i == 1 else f"{role}.{i}"
-
-
-def _teacher_numbers(layers: Layers) -> list[int]:
-    roles = {role for role, _ in layers.values if role.split(".")[0] == "teacher"}
-    return sorted({1, *(int(role.partition(".")[2] or 1) for role in roles)})
-
-
-def _teacher_roles(layers: Layers) -> list[str]:
-    """``teacher``, ``teacher.2``, ... up to the first gap."""
-    return [_nth("teacher", i) for i, found in enumerate(_teacher_numbers(layers), start=1) if i == found]
 
 
 def _kind(role: str) -> str:
@@ -214,7 +198,7 @@ def _read(file: Path, problems: list[str]) -> Iterable[tuple[str, str, Any]]:
     for role, table in tables.items():
         if role == "teacher" and isinstance(table, list) and all(isinstance(part, dict) for part in table):
             for i, part in enumerate(table, start=1):
-                found += [(_nth(role, i), key, value) for key, value in part.items()]
+                found += [(nth(role, i), key, value) for key, value in part.items()]
         elif "." in role:  # a quoted name
             problems.append(f"{file}: no section {role!r}; several teachers are written as [[teacher]] tables")
         elif not isinstance(table, dict):
@@ -244,25 +228,21 @@ def _choose(layers: Layers, problems: list[str]) -> dict[str, Registration]:
         layers.put(0, role, "name", name, "default")
     find("data")
     dataset = entries["data"].name if "data" in entries else ""
-    _ship(layers, f"{dataset}.toml", {})
+    ship(layers, f"{dataset}.toml", {})
     if layers.get("model", "name") is None:
         layers.put(0, "model", "name", "cnn-small", "default")
     if layers.get("train", "eps") is None and dataset:
         problems.append(f"data set {dataset!r} has no default radius: give --eps")
     layers.put(0, "distill", "name", "none" if layers.get("teacher", "name") == "none" else "features", "default")
-    for i, number in enumerate(_teacher_numbers(layers), start=1):
+    for i, number in enumerate(teacher_numbers(layers), start=1):
         if i != number:
             problems.append(
                 f"teacher.{number}: there is no teacher.{i}; number further teachers 2, 3, ... without gaps"
             )
             break
-    for role in [*(r for r in ROLES if r not in ("data", "teacher")), *_teacher_roles(layers)]:
+    for role in [*(r for r in ROLES if r not in ("data", "teacher")), *teacher_roles(layers)]:
         find(role)
-    eps = _number(layers.get("train", "eps"))
-    for name in _default_files():
-        stem, _, radius = name.removesuffix(".toml").rpartition("-")
-        if stem == dataset and eps is not None and _number(radius.replace("_", "/")) == eps:
-            _ship(layers, name, {role: entry.name for role, entry in entries.items()})
+    ship_radius(layers, dataset, {role: entry.name for role, entry in entries.items()})
     _bring_attack(layers, entries, problems)
     return entries
 
@@ -321,89 +301,6 @@ def check_imports(config: RunConfig, allowed: bool) -> None:
         )
 
 
-def _default_files() -> list[str]:
-    return sorted(f.name for f in importlib.resources.files("ctkd.defaults").iterdir() if f.name.endswith(".toml"))
-
-
-def _ship(layers: Layers, name: str, chosen: Mapping[str, str]) -> None:
-    """Lay one shipped file.
-
-    Plain keys apply always, a sub-table only to the plugin it is named after, ``recipe.BOUND.ROLE`` only with that
-    bound method.
-    """
-    path = importlib.resources.files("ctkd.defaults") / name
-    if not path.is_file():
-        return
-    tables = tomllib.loads(path.read_text())
-    for table_role, table in tables.items():
-        if table_role == "recipe":
-            continue
-        for role in _teacher_roles(layers) if table_role == "teacher" else [table_role]:
-            _ship_members(layers, role, table)
-            for key, value in table.items():
-                if not isinstance(value, dict):
-                    layers.put(SHIPPED, role, key, value, f"defaults/{name}")
-                elif key == chosen.get(role):
-                    for option, content in value.items():
-                        layers.put(SHIPPED, role, option, content, f"defaults/{name}")
-    for role, table in tables.get("recipe", {}).get(chosen.get("bound"), {}).items():
-        for option, content in table.items():
-            layers.put(SHIPPED, role, option, content, f"defaults/{name}")
-
-
-def _ship_members(layers: Layers, role: str, shipped: Mapping[str, Any]) -> None:
-    """Lay a file's options for sources of teachers below those of an ensemble's members from these sources."""
-    found = layers.top(role, "members")
-    if found is None or not isinstance(found[1], list | tuple):
-        return
-    rank, members, source = found
-    filled = [
-        {**member, **shipped.get(str(member.get("name")), {}), **member} if isinstance(member, dict) else member
-        for member in members
-    ]
-    layers.put(rank, role, "members", filled, source)
-
-
-def _number(value: Any) -> float | None:
-    from pydantic import TypeAdapter, ValidationError
-
-    try:
-        return TypeAdapter(Radius).validate_python(value)
-    except ValidationError:
-        return None
-
-
-def _scale_schedule(layers: Layers) -> None:
-    """A longer or shorter training keeps its shape: moments set below the new length are scaled with it."""
-    found = layers.top("train", "epochs")
-    if found is None or found[0] <= SHIPPED or not isinstance(found[1], int):
-        return
-    rank, epochs, _ = found
-    usual = layers.top("train", "epochs", below=FILE)
-    before = usual[1] if usual is not None else TrainOptions.model_fields["epochs"].default
-    for key in SCHEDULE:
-        known = layers.top("train", key)
-        if known is not None and known[0] > SHIPPED:
-            continue
-        value = known[1] if known is not None else TrainOptions.model_fields[key].default
-        if value is None:
-            continue
-        many = isinstance(value, list | tuple)
-        scaled = [round(v * epochs / before, 6) for v in (value if many else [value])]
-        layers.put(rank, "train", key, scaled if many else scaled[0], "scaled with epochs")
-
-
-def _keep_one_epoch(layers: Layers) -> None:
-    """Who asks for one epoch's weights means neither the shipped averaging nor the shipped use of validation images."""
-    found = layers.top("train", "keep")
-    if found is None or found[0] <= SHIPPED or found[1] == "last":
-        return
-    for key, value in (("average_from", None), ("final", False)):
-        known = layers.top("train", key)
-        if known is not None and (known[0] <= SHIPPED or known[2] == "scaled with epochs"):
-            layers.put(found[0], "train", key, value, "follows train.keep")
-
-
 def _build(layers: Layers, entries: Mapping[str, Registration], problems: list[str]) -> RunConfig | None:
     choices: dict[str, Choice] = {}
     data_dir: Path | None = None
@@ -430,9 +327,9 @@ def _build(layers: Layers, entries: Mapping[str, Registration], problems: list[s
             options_from("stage", table, "certify.stages", problems)
         for table in certify.further_attacks:
             options_from("attack", table, "certify.further_attacks", problems)
-    if len(choices) < len(ROLES) - 1 + len(_teacher_roles(layers)) or None in sections.values():
+    if len(choices) < len(ROLES) - 1 + len(teacher_roles(layers)) or None in sections.values():
         return None
-    teachers = tuple(choices.pop(role) for role in _teacher_roles(layers))
+    teachers = tuple(choices.pop(role) for role in teacher_roles(layers))
     return RunConfig(
         data_dir=data_dir,
         sources=layers.sources(),

@@ -16,7 +16,7 @@ from ctkd.plugins import create_from
 from ctkd.progress import Reporter
 from ctkd.propagate import trace
 from ctkd.session import sample_range
-from ctkd.train.loop import finalise
+from ctkd.train.finish import finalise
 
 
 def check_device(device: str) -> None:

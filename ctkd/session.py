@@ -35,7 +35,8 @@ from ctkd.randomness import generator
 from ctkd.runfolder import RunFolder
 from ctkd.storage import cache_folder, digest_tensors, read_json, write_json
 from ctkd.teaching import Teacher
-from ctkd.train.loop import Plugins, Trainer, feature_widths, finalise
+from ctkd.train.finish import feature_widths, finalise
+from ctkd.train.loop import Plugins, Trainer
 from ctkd.train.options import TrainOptions
 
 

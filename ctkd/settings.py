@@ -33,3 +33,19 @@ class Layers:
 
     def sources(self) -> dict[str, str]:
         return {f"{role}.{key}": found[2] for role, key in self.values if (found := self.top(role, key))}
+
+
+def nth(role: str, i: int) -> str:
+    """The role of the i-th teacher: ``teacher``, ``teacher.2``, ..."""
+    return role if i == 1 else f"{role}.{i}"
+
+
+def teacher_numbers(layers: Layers) -> list[int]:
+    """Numbers of the teachers that something is set for, in order; gaps are a mistake of the user's."""
+    roles = {role for role, _ in layers.values if role.split(".")[0] == "teacher"}
+    return sorted({1, *(int(role.partition(".")[2] or 1) for role in roles)})
+
+
+def teacher_roles(layers: Layers) -> list[str]:
+    """``teacher``, ``teacher.2``, ... up to the first gap."""
+    return [nth("teacher", i) for i, found in enumerate(teacher_numbers(layers), start=1) if i == found]

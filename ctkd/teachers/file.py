@@ -86,7 +86,7 @@ class FileTeacher:
         from ctkd.propagate.network import FORMAT, Network
         from ctkd.teachers.weights import normalised, normalises, read_weights
         from ctkd.teaching import Teacher
-        from ctkd.train.loop import finalise
+        from ctkd.train.finish import finalise
 
         options = self.options
         path = options.path / "network.safetensors" if options.path.is_dir() else options.path

@@ -14,8 +14,8 @@ from torch.nn.functional import cross_entropy
 from ctkd.boxes import Box
 from ctkd.propagate import Graph, Network, trace
 from ctkd.randomness import generator
+from ctkd.train.finish import finalise
 from ctkd.train.initialise import default_initialise
-from ctkd.train.loop import finalise
 
 SHAPE, CLASSES, BATCH = (1, 6, 6), 4, 8
 STEPS, TRAINING_BATCH = 40, 32

@@ -24,8 +24,8 @@ from ctkd.progress import Silent
 from ctkd.propagate import Network
 from ctkd.randomness import generator
 from ctkd.testing.subject import NotApplicable, Subject
+from ctkd.train.finish import finalise
 from ctkd.train.initialise import default_initialise
-from ctkd.train.loop import finalise
 
 WIDTHS = (12, 8)
 KILLS = (2, 3)

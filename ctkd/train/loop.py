@@ -4,8 +4,6 @@
 
 from __future__ import annotations
 
-import copy
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,10 +21,11 @@ from ctkd.errors import BadInput, Interrupted, RunFailed
 from ctkd.hookspecs import Registration
 from ctkd.interrupt import StopRequest
 from ctkd.progress import Reporter
-from ctkd.propagate import Graph, Moments, Network, trace
+from ctkd.propagate import Graph, Moments, Network
 from ctkd.randomness import generator
 from ctkd.teaching import Teacher
 from ctkd.train import checkpoint
+from ctkd.train.finish import feature_widths, finalise
 from ctkd.train.initialise import default_initialise, shi_initialise
 from ctkd.train.options import TrainOptions
 from ctkd.train.schedule import learning_rate, schedule_at
@@ -388,20 +387,6 @@ class Trainer:
             unbiased = [m.variance * (m.size / max(1, m.size - 1)) for m in found]
             norm.running_mean.copy_(torch.stack([m.mean for m in found]).mean(0))
             norm.running_var.copy_(torch.stack(unbiased).mean(0))
-
-
-def feature_widths(student: Network, teacher: Teacher) -> tuple[int | None, int | None]:
-    """The numbers of features of student and teacher, None where there are none."""
-    tap, shape = student.features_node, teacher.feature_shape
-    of_student = None if tap is None else math.prod(student.nodes[tap].shape)
-    return of_student, None if shape is None else math.prod(shape)
-
-
-@torch.no_grad()
-def finalise(module: nn.Module, input_shape: tuple[int, ...]) -> Network:
-    """The one network that is attacked, certified, exported and hashed: folded in float64, stored in float32."""
-    exact = copy.deepcopy(module).to("cpu").double().eval()
-    return trace(exact, input_shape, functions=True).bind().detach().to(torch.float32)
 
 
 def _join(a: Split, b: Split) -> Split:

@@ -26,7 +26,7 @@ from ctkd.plugins import create, options_class, registry
 from ctkd.progress import Silent
 from ctkd.propagate import Network, margins_of
 from ctkd.run import certify
-from ctkd.train.loop import finalise
+from ctkd.train.finish import finalise
 
 STAGES = {"ibp": IBPStage(Options()), "crown-ibp": CrownIBPStage(Options()), "crown": CrownStage(Options())}
 

@@ -235,7 +235,7 @@ def test_teacher_for_other_inputs_or_classes(
     ctkd_command: Command, empty: Path, shape: tuple[int, ...], classes: int
 ) -> None:
     from ctkd.plugins import create_from
-    from ctkd.train.loop import finalise
+    from ctkd.train.finish import finalise
 
     module = create_from("model", {"name": "cnn-small"}).build(shape, classes)
     finalise(module, shape).save(empty / "t.safetensors")
@@ -247,7 +247,7 @@ def test_teacher_for_other_inputs_or_classes(
 
 def test_teacher_at_chance_level(ctkd_command: Command, empty: Path) -> None:
     from ctkd.plugins import create_from
-    from ctkd.train.loop import finalise
+    from ctkd.train.finish import finalise
 
     torch.manual_seed(0)
     module = create_from("model", {"name": "cnn-small"}).build((1, 8, 8), 10)
@@ -260,7 +260,7 @@ def test_teacher_at_chance_level(ctkd_command: Command, empty: Path) -> None:
 
 def test_teacher_with_features_of_another_width(ctkd_command: Command, empty: Path) -> None:
     from ctkd.plugins import create_from
-    from ctkd.train.loop import finalise
+    from ctkd.train.finish import finalise
 
     module = create_from("model", {"name": "mlp", "widths": (20,)}).build((1, 8, 8), 10)
     finalise(module, (1, 8, 8)).save(empty / "t.safetensors")

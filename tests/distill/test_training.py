@@ -23,7 +23,8 @@ from ctkd.progress import Silent
 from ctkd.run import train
 from ctkd.session import load_data
 from ctkd.teaching import Teacher
-from ctkd.train.loop import Plugins, Trainer, finalise
+from ctkd.train.finish import finalise
+from ctkd.train.loop import Plugins, Trainer
 
 from ..conftest import QUICK
 from ..train.steps import make

@@ -36,7 +36,7 @@ class Surroundings:
         return create_from("model", table).build(self.data.input_shape, self.data.classes)  # type: ignore[no-any-return]
 
     def fit(self, train: Any, attack: Any, bound: Any, model: str | None = None) -> Any:
-        from ctkd.train.loop import finalise
+        from ctkd.train.finish import finalise
 
         self.asked.append((train, attack, bound, model))
         create_from("attack", attack)  # raises where the table is none

@@ -17,7 +17,8 @@ from ctkd.errors import Interrupted
 from ctkd.interrupt import StopRequest
 from ctkd.progress import Silent
 from ctkd.session import load_data
-from ctkd.train.loop import Plugins, Trainer, finalise
+from ctkd.train.finish import finalise
+from ctkd.train.loop import Plugins, Trainer
 
 from ..conftest import QUICK
 

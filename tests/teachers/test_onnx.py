@@ -93,7 +93,7 @@ def test_files_that_are_no_classifier_of_these_images(tmp_path: Path, refused: C
     (tmp_path / "t.onnx").write_bytes(b"rubbish")
     refused(settings, "t.onnx is not an ONNX model that takes float32 images of shape (batch, 1, 8, 8)")
     wide = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 10))
-    from ctkd.train.loop import finalise
+    from ctkd.train.finish import finalise
 
     for module, shape, part in (
         (wide, (1, 28, 28), "is not an ONNX model that takes float32 images of shape (batch, 1, 8, 8)"),

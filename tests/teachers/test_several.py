@@ -184,7 +184,7 @@ def test_a_bad_second_teacher_is_refused_before_the_first_is_trained(
     refused({"teacher.path": good, **absent}, "absent.pt cannot be read")
     torch.manual_seed(0)
     from ctkd.plugins import create_from
-    from ctkd.train.loop import finalise
+    from ctkd.train.finish import finalise
 
     finalise(create_from("model", {"name": "mlp"}).build((1, 8, 8), 10), (1, 8, 8)).save(
         tmp_path / "random.safetensors"

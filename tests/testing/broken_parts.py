@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ctkd.api import Box, Data, Split, TeacherContext
 from ctkd.propagate import Network, interval_margins, propagate
-from ctkd.train.loop import finalise
+from ctkd.train.finish import finalise
 from ctkd.train.options import TrainOptions
 
 from .broken_training import Plain

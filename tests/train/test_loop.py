@@ -210,7 +210,7 @@ def test_a_teacher_is_evaluated_on_the_device(moved: set[int]) -> None:
     from ctkd.api import Split
     from ctkd.session import evaluation_attack
     from ctkd.teaching import Teacher
-    from ctkd.train.loop import finalise
+    from ctkd.train.finish import finalise
 
     config = resolve(PLAIN)
     data = load_data(config)

@@ -19,8 +19,8 @@ from ctkd.testing.common import COMMON, leaves_global_state_alone
 from ctkd.testing.runs import sandbox
 from ctkd.testing.state import seed_everything
 from ctkd.testing.subject import NotApplicable, Subject
+from ctkd.train.finish import finalise
 from ctkd.train.initialise import default_initialise
-from ctkd.train.loop import finalise
 
 SHAPES = ((1, 8, 8), (3, 12, 12), (1, 28, 28), (3, 32, 32))
 """The small ones first; larger ones are tried only where those are refused."""
