@@ -238,7 +238,8 @@ class Attack(Protocol):
     """Searches a box for inputs with small margins. Core clamps the result to the box and replays it.
 
     Optional attributes: ``reference`` names whose prediction at the clean input the attack moves away from:
-    ``student``, ``teacher`` or None. ``state_dict`` and ``load_state_dict`` as for bound methods.
+    ``student``, ``teacher`` or None; ``calls_teacher`` is True where it evaluates the first teacher at inputs of its
+    own. Both may depend on the options. ``state_dict`` and ``load_state_dict`` as for bound methods.
     """
 
     def perturb(
@@ -252,10 +253,12 @@ class Attack(Protocol):
     ) -> Tensor:
         """(batch, *input_shape) inside the box, like ``x`` in type and device.
 
-        ``logits`` is a network whose weights need no gradient; gradients may be enabled or not when this is called.
+        ``logits`` is the student folded with this step's batch statistics as constants; its weights need no gradient.
+        Gradients may be enabled or not when this is called, and the result is detached by core.
         All randomness comes from ``generator``, which lives on the CPU wherever ``x`` does.
-        ``reference``: logits (batch, classes) at the clean input of the network that the attribute names; only
-        then it is passed.
+        ``reference``: logits (batch, classes) at the clean input of the network that the attribute names. An attack
+        with ``calls_teacher`` has one more keyword, ``teacher``: the first teacher's logits as a function of inputs,
+        with gradients. Each is passed only where it is asked for.
         """
         ...
 

@@ -40,6 +40,8 @@ SECTIONS: dict[str, type[Options]] = {
 """Roles that belong to core."""
 BASE = {"data": "digits", "bound": "crown-ibp", "teacher": "pgd", "attack": "pgd", "propagation": "native"}
 """What a bare ``ctkd train`` uses. The model and eps come from the data set's file in ``ctkd/defaults``."""
+TRAINING = {"bound": "ibp", "teacher": "none", "distill": "none", "attack": "pgd", "propagation": "native"}
+"""Roles that a trained network no longer needs, and what stands for them."""
 COMMAND_LINE = "command line"
 
 
@@ -77,6 +79,8 @@ class RunConfig:
     certify: CertifyOptions
     export: ExportOptions
     sources: Mapping[str, str]
+    notices: tuple[str, ...] = ()
+    """What is not wrong, but worth a warning before a training."""
 
     @property
     def taught(self) -> bool:
@@ -134,12 +138,13 @@ def _inline(value: Any) -> str:
 # Merging -------------------------------------------------------------------------------------------------
 
 
-def resolve(flags: Mapping[str, Any] | None = None, file: Path | None = None) -> RunConfig:
+def resolve(flags: Mapping[str, Any] | None = None, file: Path | None = None, *, trained: bool = False) -> RunConfig:
     """Merge and validate.
 
     Args:
         flags: ``"role.key"`` -> value, as ``--set`` takes them; the highest rank.
         file: a TOML file with one table per role.
+        trained: the file's run is trained: the plugins that only trained it are left out, and need not be there.
 
     Raises:
         BadInput: every mistake, one line each.
@@ -148,7 +153,10 @@ def resolve(flags: Mapping[str, Any] | None = None, file: Path | None = None) ->
     layers = Layers()
     if file is not None:
         for role, key, value in _read(file, problems):
-            layers.put(FILE, role, key, value, str(file))
+            if not (trained and role.split(".")[0] in TRAINING):
+                layers.put(FILE, role, key, value, str(file))
+        for role, name in TRAINING.items() if trained else ():
+            layers.put(FILE, role, "name", name, "left out")
     for path, value in (flags or {}).items():
         role, key = split_path(path)
         if _known_role(role, key, path, problems):
@@ -240,37 +248,67 @@ def _choose(layers: Layers, problems: list[str]) -> dict[str, Registration]:
                 f"teacher.{number}: there is no teacher.{i}; number further teachers 2, 3, ... without gaps"
             )
             break
-    for role in [*(r for r in ROLES if r not in ("data", "teacher")), *teacher_roles(layers)]:
+    for role in [*(r for r in ROLES if r not in ("data", "teacher", "attack")), *teacher_roles(layers)]:
         find(role)
+    brought = _brought(layers, entries, problems)
+    for who, values in brought.items():
+        _lay(layers, "name", values.get("name"), who, problems)
+    find("attack")
     ship_radius(layers, dataset, {role: entry.name for role, entry in entries.items()})
-    _bring_attack(layers, entries, problems)
+    if "attack" in entries:
+        _bring_attack(layers, entries["attack"], brought, problems)
     return entries
 
 
-def _bring_attack(layers: Layers, entries: Mapping[str, Registration], problems: list[str]) -> None:
-    """Lay the attack options that bound method and objective, as configured, bring along below what was set."""
-    if layers.get("attack", "name") != BASE["attack"]:
-        return
+def _brought(layers: Layers, entries: Mapping[str, Registration], problems: list[str]) -> dict[str, Mapping[str, Any]]:
+    """The attack options that bound method and objective, as configured, bring along."""
+    found: dict[str, Mapping[str, Any]] = {}
     for role in ("bound", "distill"):
         if role not in entries:
             continue
         table = {key: value for key, value in layers.table(role).items() if key != "name"}
         try:
             options = validate(options_class(entries[role]), table, role, [])
-            if options is None:  # reported where the configuration is built
-                continue
-            brought = getattr(create(entries[role], options), "attack", {})
+            if options is not None:  # else it is reported where the configuration is built
+                found[f"{role} {entries[role].name}"] = getattr(create(entries[role], options), "attack", {})
         except CtkdError as error:
             problems.append(str(error))
-            continue
-        for key, value in brought.items():
-            known = layers.top("attack", key)
-            if known is not None and known[0] == 0 and known[1] != value:
-                problems.append(
-                    f"{known[2]} brings attack.{key}={known[1]} and {role} {entries[role].name} attack.{key}={value}: "
-                    f"choose one of them, or set attack.{key}"
+    return found
+
+
+def _bring_attack(
+    layers: Layers, attack: Registration, brought: Mapping[str, Mapping[str, Any]], problems: list[str]
+) -> None:
+    """Lay them below what was set. Those meant for another attack count only where this one has them, too."""
+    try:
+        fields = options_class(attack).model_fields
+    except CtkdError as error:
+        problems.append(str(error))
+        return
+    for who, values in brought.items():
+        for key, value in values.items():
+            if key == "name":
+                continue
+            if key in fields:
+                _lay(layers, key, value, who, problems)
+            elif values.get("name", BASE["attack"]) == attack.name:
+                problems.append(f"{who} brings attack.{key}={value}, which is no option of attack {attack.name}")
+            else:
+                layers.notices.append(
+                    f"{who} brings attack.{key}={value}, which attack {attack.name} does not have: it trains without"
                 )
-            layers.put(0, "attack", key, value, f"{role} {entries[role].name}")
+
+
+def _lay(layers: Layers, key: str, value: Any, who: str, problems: list[str]) -> None:
+    known = layers.top("attack", key)
+    if value is None:
+        return
+    if known is not None and known[0] == 0 and known[1] != value and known[2] != "default":
+        problems.append(
+            f"{known[2]} brings attack.{key}={known[1]} and {who} attack.{key}={value}: "
+            f"choose one of them, or set attack.{key}"
+        )
+    layers.put(0, "attack", key, value, who)
 
 
 def _spell_out(layers: Layers) -> None:
@@ -326,13 +364,19 @@ def _build(layers: Layers, entries: Mapping[str, Registration], problems: list[s
         for table in certify.stages:
             options_from("stage", table, "certify.stages", problems)
         for table in certify.further_attacks:
-            options_from("attack", table, "certify.further_attacks", problems)
+            if (options := options_from("attack", table, "certify.further_attacks", problems)) is not None:
+                made = create(registry().find("attack", table["name"]), options)
+                if getattr(made, "calls_teacher", False) or getattr(made, "reference", None) == "teacher":
+                    problems.append(
+                        f"certify.further_attacks: {table['name']} needs a teacher, and an evaluation has none"
+                    )
     if len(choices) < len(ROLES) - 1 + len(teacher_roles(layers)) or None in sections.values():
         return None
     teachers = tuple(choices.pop(role) for role in teacher_roles(layers))
     return RunConfig(
         data_dir=data_dir,
         sources=layers.sources(),
+        notices=tuple(layers.notices),
         teachers=teachers,
         **cast(Any, {**choices, **sections}),
     )

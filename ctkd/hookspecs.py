@@ -144,6 +144,8 @@ class Hooks:
             folder: the run's folder; ``folder.path`` is a ``pathlib.Path``.
             config: the resolved configuration, one table per role.
 
+        It comes before the teachers are trained; certifying a finished run does not call it. A plugin with lifecycle
+        hooks is listed as kind ``logger``, under the name of its entry point, with its module's first line as summary.
         A plugin may write files of its own into ``folder.path``, under a name of its own. Lifecycle hooks have no
         options; a plugin that needs some reads the environment. One that raises is switched off for the rest of the
         run with a warning.

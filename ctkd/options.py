@@ -66,13 +66,19 @@ def _check_radius(value: Any) -> Any:
 
 
 Number = Annotated[float, BeforeValidator(parse_number), Field(allow_inf_nan=False)]
+"""A finite number; may be written as a fraction, "2/255"."""
 Radius = Annotated[float, BeforeValidator(_check_radius), Field(allow_inf_nan=False)]
 """An L-infinity radius in pixel units, in [0, 1]; may be written as a fraction."""
 Unit = Annotated[Number, Field(ge=0, le=1)]
+"""A number in [0, 1]."""
 Positive = Annotated[Number, Field(gt=0)]
+"""A number above 0."""
 NonNegative = Annotated[Number, Field(ge=0)]
+"""A number that is not below 0."""
 Count = Annotated[int, BeforeValidator(parse_integer), Field(ge=1)]
+"""An integer from 1 on."""
 Index = Annotated[int, BeforeValidator(parse_integer), Field(ge=0)]
+"""An integer from 0 on."""
 AbsolutePath = Annotated[Path, AfterValidator(Path.absolute)]
 """A path that means the same from another working directory."""
 
@@ -130,6 +136,8 @@ def _explain(options: type[Options], role: str, detail: dict[str, Any]) -> str:
     where = ".".join(str(part) for part in detail["loc"])
     name = f"{role}.{where}" if role else where
     if detail["type"] == "extra_forbidden":
+        if not options.model_fields:
+            return f"{name} is not an option: there are none with this choice of {role}.name"
         return f"{name} is not an option: {nearest(where, options.model_fields)}"
     if detail["type"] == "missing":
         return f"{name} must be given"

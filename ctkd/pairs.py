@@ -7,15 +7,49 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from ctkd.errors import BadInput
+from ctkd.attribution import label
+from ctkd.errors import BadInput, RunFailed
+from ctkd.hookspecs import Registration
 
 if TYPE_CHECKING:
     from ctkd.config import RunConfig
 
 
+INPUTS = frozenset({"clean", "adversarial"})
+KINDS = frozenset({"point", "box", "mixed"})
+DECLARED: dict[str, dict[str, type | frozenset[str]]] = {
+    "bound": {"evaluates": KINDS, "sound": bool},
+    "distill": {
+        "reads": KINDS,
+        "teachers": int,
+        "teacher_inputs": INPUTS,
+        "student_points": INPUTS,
+        "needs_features": bool,
+    },
+}
+"""What bound methods and objectives must declare: a type, or a set of some of these names."""
+
+
+def check_declared(entry: Registration, made: object) -> None:
+    """Raises: RunFailed naming the plugin if it does not declare what ``ctkd.api`` asks for."""
+    for name, wanted in DECLARED[entry.kind].items():
+        if not hasattr(made, name):
+            raise RunFailed(f"{label(entry)}: the attribute {name} is missing; ctkd.api says what it must be")
+        found = getattr(made, name)
+        if isinstance(wanted, frozenset):
+            good = isinstance(found, frozenset | set) and found <= wanted
+            accepted = f"a frozenset with some of {', '.join(sorted(wanted))}"
+        else:
+            good, accepted = type(found) is wanted, f"of type {wanted.__name__}"
+        if not good:
+            raise RunFailed(f"{label(entry)}: {name} is {found!r}; it must be {accepted}")
+
+
 def check_pair(config: RunConfig) -> None:
     """Raises: BadInput if bound method, objective, attack and teachers cannot work together, with the reason."""
     method, objective = config.bound.create(), config.distill.create()
+    check_declared(config.bound.entry, method)
+    check_declared(config.distill.entry, objective)
     count = len(config.teachers) if config.taught else 0
     if not config.taught and len(config.teachers) > 1:
         raise BadInput("teacher.name=none stands beside another teacher; leave it out")
@@ -24,10 +58,12 @@ def check_pair(config: RunConfig) -> None:
             f"distill.name={config.distill.name} needs a teacher, and teacher.name=none; "
             "choose a teacher such as --teacher pgd, or --distill none"
         )
-    if getattr(config.attack.create(), "reference", None) == "teacher" and not count:
+    attack = config.attack.create()
+    if (getattr(attack, "reference", None) == "teacher" or getattr(attack, "calls_teacher", False)) and not count:
+        objective_option = getattr(config.attack.options, "objective", None)
+        which = f"attack.objective={objective_option}" if objective_option else f"attack.name={config.attack.name}"
         raise BadInput(
-            f"attack.objective={getattr(config.attack.options, 'objective', '')} moves away from the teacher's "
-            "prediction, and teacher.name=none; choose a teacher such as --teacher pgd"
+            f"{which} needs the teacher's prediction, and teacher.name=none; choose a teacher such as --teacher pgd"
         )
     if config.distill.name == "none":
         return

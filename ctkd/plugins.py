@@ -58,7 +58,12 @@ class Registry:
         try:
             return self.entries[kind, name]
         except KeyError:
-            raise BadInput(f"{role or kind} {name!r} is not known: {nearest(name, self.names(kind))}") from None
+            hint = f" ({SELECT} is set, so some plugins are not loaded)" if os.environ.get(SELECT) is not None else ""
+            origins = ", ".join(sorted({failure.origin for failure in self.failures}))
+            failed = f" (not loaded: {origins})" if origins else ""
+            raise BadInput(
+                f"{role or kind} {name!r} is not known: {nearest(name, self.names(kind))}{hint}{failed}"
+            ) from None
 
     def add(self, module: Any, origin: str) -> None:
         """Register a plugin module. What goes wrong is recorded, never raised."""
@@ -76,6 +81,15 @@ class Registry:
             self.failures.append(LoadFailure(origin, one_line(error)))
             return
         self.owners[_package(module.__name__)] = origin
+        known = [name for name in dir(Hooks) if name.startswith("ctkd_")]
+        for name in [name for name in dir(module) if name.startswith("ctkd_") and callable(getattr(module, name))]:
+            if name not in known:
+                reason = f"{name} is no hook: {nearest(name, known)}"
+            elif self.manager.parse_hookimpl_opts(module, name) is None:
+                reason = f"{name} is not marked with @hookimpl, so it is not called"
+            else:
+                continue
+            self.failures.append(LoadFailure(origin, reason))
         for hook, kind in KINDS.items():
             for implementation in getattr(self.manager.hook, hook).get_hookimpls():
                 if implementation.plugin is module:

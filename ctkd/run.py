@@ -16,10 +16,11 @@ from typing import Any
 import torch
 
 from ctkd.accuracy import is_correct, natural_accuracy
-from ctkd.attribution import attributed
+from ctkd.attribution import attributed, is_own
 from ctkd.certify.attack import attack_facts
 from ctkd.certify.store import Store
-from ctkd.config import check_imports, dump, resolve
+from ctkd.cite import entries
+from ctkd.config import RunConfig, check_imports, dump, resolve
 from ctkd.errors import BadInput
 from ctkd.export import export_instances
 from ctkd.interrupt import StopRequest, stop_request
@@ -71,13 +72,15 @@ def train(
     resolved = replace(resolved, train=resolved.train.model_copy(update={"threads": torch.get_num_threads()}))
     with stop_request() as stop:
         data = load_data(resolved)
+        for notice in resolved.notices:
+            (reporter or Silent()).warn(notice)
         check_student(resolved, data, reporter or Silent())
         folder = RunFolder.create(out, f"{data.name}-{resolved.bound.name}")
         try:
             with folder.lock():
                 header = f"# {' '.join(command.splitlines())}\n\n" if command else ""
                 write_text(folder.config, header + dump(resolved))
-                write_json(folder.path / "environment.json", _environment())
+                write_json(folder.path / "environment.json", _environment(resolved))
                 session = Session(resolved, folder, data, reporter or Silent(), stop)
                 return folder, _work(session, certify)
         except BadInput:
@@ -159,9 +162,10 @@ def _phases(session: Session, certify: bool) -> dict[str, Any]:
     return summary
 
 
-def _environment() -> dict[str, Any]:
+def _environment(config: RunConfig) -> dict[str, Any]:
     return {
         "versions": versions(),
+        "plugins": sorted({entry.origin for entry in entries(config) if not is_own(entry)}),
         "platform": platform.platform(),
         "processor": platform.machine(),
         "cpus": os.cpu_count(),
@@ -234,7 +238,7 @@ def _open(
     given = dict(settings)
     if data_dir is not None:
         given["data.dir"] = str(data_dir)
-    config = resolve(given, folder.config)
+    config = resolve(given, folder.config, trained=True)
     _set_threads(config.train.threads)
     return Session(config, folder, load_data(config), reporter, stop), Network.load(folder.network)
 

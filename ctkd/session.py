@@ -196,6 +196,11 @@ class Session:
         faculty.check_fits(teacher, choice.name, self.data)
         if i == 0:
             self._check_objective(teacher)
+            if getattr(self.config.attack.create(), "calls_teacher", False) and not teacher.differentiable:
+                raise BadInput(
+                    f"attack.name={self.config.attack.name} needs gradients of the teacher, and teacher "
+                    f"{choice.name!r} has none; choose a teacher that is a network, such as pgd or file"
+                )
         faculty.check_logits(teacher, choice.name, self.data.validation, self.role)
         faculty.check_chance(teacher, choice.name, self.data)
         return teacher

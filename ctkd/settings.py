@@ -15,6 +15,7 @@ class Layers:
 
     def __init__(self) -> None:
         self.values: dict[tuple[str, str], dict[int, tuple[Any, str]]] = {}
+        self.notices: list[str] = []
 
     def put(self, rank: int, role: str, key: str, value: Any, source: str) -> None:
         self.values.setdefault((role, key), {})[rank] = (value, source)

@@ -35,6 +35,7 @@ PROMISES = {
     "export_and_verify_with_onnxruntime": r"smallest margin at 200 corners [+-]\d",
     "own_bound_method": r"weight 2\.0: .*certified \d",
     "own_model_and_data": r"certified \d",
+    "own_objective": r"student: .*certified \d",
     "own_teacher": r"student: .*certified \d",
     "read_a_run": r"certified accuracy: \d",
     "train_and_certify": r"certified at eps 0\.05: \d",

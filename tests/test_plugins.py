@@ -10,18 +10,19 @@ import sys
 import types
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pluggy
 import pytest
 import torch
 
 from ctkd import Registration, hookimpl
+from ctkd.config import resolve
 from ctkd.errors import BadInput, Contradiction, RunFailed
 from ctkd.hookspecs import INTERFACE, KINDS, Hooks
 from ctkd.options import Count, Options, Unit
 from ctkd.plugins import Registry, create, load, load_registry, options_class, registry, using
-from ctkd.run import resume, train
+from ctkd.run import certify, export, resume, train
 
 from .conftest import QUICK
 
@@ -120,6 +121,7 @@ def test_entry_points_that_cannot_be_loaded_are_named(monkeypatch: pytest.Monkey
     real = list(entry_points(group="ctkd"))
     gone = EntryPoint("gone", "module_that_is_gone", "ctkd")
     monkeypatch.setattr("importlib.metadata.entry_points", lambda group: [*real, gone])
+    monkeypatch.delenv("CTKD_LOAD_PLUGINS", raising=False)
     found = load_registry()
     assert "ibp" in found.names("bound")
     (failure,) = found.failures
@@ -270,6 +272,51 @@ class WrongAttack:
         return x.double()
 
 
+class NaNAttack(WrongAttack):
+    def perturb(self, logits: Any, x: torch.Tensor, labels: Any, box: Any, generator: Any) -> torch.Tensor:
+        return x * torch.nan
+
+
+class CallsTeacher(WrongAttack):
+    """Asks the teacher, and moves nowhere."""
+
+    calls_teacher = True
+    asked = 0
+
+    def perturb(
+        self, logits: Any, x: torch.Tensor, labels: Any, box: Any, generator: Any, *, teacher: Any
+    ) -> torch.Tensor:
+        with torch.enable_grad():
+            point = x.clone().requires_grad_()
+            (gradient,) = torch.autograd.grad(teacher(point).sum(), point)
+        CallsTeacher.asked += int(gradient.abs().sum() > 0)
+        return x
+
+
+class Brings(WrongObjective):
+    """A good objective that brings an attack."""
+
+    attack: ClassVar[dict[str, Any]] = {"name": "calls-teacher", "steps": 3}
+
+    def loss(self, enclosure: Any, lesson: Any) -> torch.Tensor:
+        loss: torch.Tensor = lesson.robust
+        return loss
+
+
+class BringsWrong(Brings):
+    attack: ClassVar[dict[str, Any]] = {"name": "calls-teacher", "stepps": 3}
+
+
+class Undeclared(Brings):
+    reads = frozenset({"points"})
+
+
+class Missing:
+    """Declares nothing."""
+
+    def __init__(self, options: Options) -> None: ...
+
+
 class RaisingModel:
     def __init__(self, options: Options) -> None: ...
 
@@ -311,8 +358,14 @@ def add_methods(where: Registry) -> None:
             ("unsound-loss", UnsoundLoss),
             ("fails-backward", FailsBackward),
         ],
-        "ctkd_objectives": [("wrong-objective", WrongObjective)],
-        "ctkd_attacks": [("wrong-attack", WrongAttack)],
+        "ctkd_objectives": [
+            ("wrong-objective", WrongObjective),
+            ("brings", Brings),
+            ("brings-wrong", BringsWrong),
+            ("undeclared", Undeclared),
+            ("missing", Missing),
+        ],
+        "ctkd_attacks": [("wrong-attack", WrongAttack), ("nan-attack", NaNAttack), ("calls-teacher", CallsTeacher)],
         "ctkd_models": [("raising-model", RaisingModel)],
         "ctkd_datasets": [("raising-data", RaisingData)],
         "ctkd_certification_stages": [("unsound-stage", UnsoundStage), ("wrong-stage", WrongStage)],
@@ -361,6 +414,18 @@ def test_a_method_that_raises_stops_the_run_and_is_named(foreign: Registry, tmp_
             {"bound.name": "adversarial", "attack.name": "wrong-attack"},
             "perturb of attack 'wrong-attack' of foreign 3.1 returned .*float64; it must return inputs like those",
         ),
+        (
+            {"bound.name": "adversarial", "attack.name": "nan-attack"},
+            "the attack's point is not finite, with attack 'nan-attack' of foreign 3.1; the update was not made",
+        ),
+        (
+            {"distill.name": "undeclared", "teacher.name": "natural"},
+            r"distill 'undeclared' of foreign 3.1: reads is frozenset\({'points'}\); it must be a frozenset",
+        ),
+        (
+            {"distill.name": "missing", "teacher.name": "natural"},
+            "distill 'missing' of foreign 3.1: the attribute reads is missing",
+        ),
         ({"model.name": "raising-model"}, "model 'raising-model' of foreign 3.1 raised IndexError: no layer 7 in"),
         ({"data.name": "raising-data", "train.eps": 0.1}, "dataset 'raising-data' of foreign 3.1 raised IndexError"),
         (
@@ -376,6 +441,97 @@ def test_what_a_plugin_does_wrong_is_named(
     with pytest.raises(RunFailed, match=words) as caught:
         train(settings={**SETTINGS, **settings}, out=tmp_path / "run")
     assert "\n" not in str(caught.value)
+
+
+TAUGHT = {**SETTINGS, "teacher.name": "natural", "teacher.epochs": 2, "bound.name": "mtl-ibp", "distill.name": "brings"}
+
+
+def test_an_objective_brings_an_attack_that_calls_the_teacher(foreign: Registry, tmp_path: Path) -> None:
+    add_methods(foreign)
+    settings = {key: value for key, value in TAUGHT.items() if key != "attack.steps"}
+    config = resolve(settings)
+    assert config.attack.table() == {"name": "calls-teacher", "steps": 3}
+    assert config.sources["attack.name"] == "distill brings"
+    before = CallsTeacher.asked
+    folder, _ = train(settings=settings, out=tmp_path / "run")
+    assert CallsTeacher.asked > before
+    assert json.loads((folder.path / "environment.json").read_text())["plugins"] == ["foreign 3.1"]
+
+
+def test_what_another_attack_does_not_have_is_left_out_with_a_warning(foreign: Registry, tmp_path: Path) -> None:
+    add_methods(foreign)
+    assert resolve(TAUGHT).attack.table() == {"name": "calls-teacher", "steps": 2}  # what is set wins
+    chosen = resolve({**TAUGHT, "attack.name": "pgd"})
+    assert chosen.attack.name == "pgd"
+    assert chosen.notices == ()
+    settings = {**TAUGHT, "distill.name": "rslad", "attack.name": "wrong-attack"}
+    words = "distill rslad brings attack.objective=kl-teacher, which attack wrong-attack does not have"
+    assert any(words in notice for notice in resolve(settings).notices)
+    with pytest.warns(UserWarning, match=words), pytest.raises(RunFailed, match="float64"):
+        train(settings=settings, out=tmp_path / "run")
+
+
+def test_an_attack_that_calls_a_teacher_needs_one_with_gradients(foreign: Registry, tmp_path: Path) -> None:
+    add_methods(foreign)
+    settings = {**SETTINGS, "bound.name": "adversarial", "attack.name": "calls-teacher"}
+    with pytest.raises(BadInput, match=r"attack.name=calls-teacher needs the teacher's prediction, and teacher.name"):
+        train(settings=settings, out=tmp_path / "run")
+    with pytest.raises(BadInput, match=r"certify.further_attacks: calls-teacher needs a teacher"):
+        resolve({**SETTINGS, "certify.further_attacks": ["calls-teacher"]})
+    folder, _ = train(settings={**SETTINGS, "bound.name": "adversarial", "export.samples": 1}, out=tmp_path / "plain")
+    (model,) = (folder.exports / "onnx").glob("*.onnx")
+    settings |= {"teacher.name": "onnx", "teacher.path": str(model), "distill.name": "logits"}
+    with pytest.raises(BadInput, match="needs gradients of the teacher, and teacher 'onnx' has none"):
+        train(settings=settings, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_option_that_no_attack_has_names_who_brought_it(foreign: Registry) -> None:
+    add_methods(foreign)
+    with pytest.raises(BadInput, match=r"distill brings-wrong brings attack.stepps=3, which is no option of attack"):
+        resolve({**TAUGHT, "distill.name": "brings-wrong"})
+
+
+def test_a_trained_run_no_longer_needs_the_plugins_that_trained_it(foreign: Registry, tmp_path: Path) -> None:
+    add_methods(foreign)
+    train(settings={**SETTINGS, "bound.name": "half-ibp"}, out=tmp_path / "run")
+    import ctkd.builtin
+
+    plain = Registry(pluggy.PluginManager("ctkd"))
+    plain.manager.add_hookspecs(Hooks)
+    plain.add(ctkd.builtin, "ctkd")
+    with using(plain):
+        assert certify(tmp_path / "run", eps=0.05)["samples"] == 40
+        assert export(tmp_path / "run", tmp_path / "out", samples=1)["instances"] == 1
+        with pytest.raises(BadInput, match="bound 'half-ibp' is not known"):
+            resolve(file=tmp_path / "run" / "config.toml")
+
+
+@pytest.mark.parametrize(
+    ("name", "marked", "words"),
+    [
+        ("ctkd_objective", True, "ctkd_objective is no hook: did you mean 'ctkd_objectives'?"),
+        ("ctkd_models", False, "ctkd_models is not marked with @hookimpl, so it is not called"),
+    ],
+)
+def test_hooks_that_would_never_be_called_are_named(fresh: Registry, name: str, marked: bool, words: str) -> None:
+    def nothing() -> list[Registration]:
+        return []
+
+    made = module("odd")
+    setattr(made, name, hookimpl(nothing) if marked else nothing)
+    fresh.add(made, "odd 1")
+    assert any(words in str(failure) for failure in fresh.failures)
+
+
+def test_an_unknown_name_says_when_plugins_were_left_out(fresh: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CTKD_LOAD_PLUGINS", "")
+    with pytest.raises(BadInput, match=r"bound 'mine' is not known: .*\(CTKD_LOAD_PLUGINS is set"):
+        fresh.find("bound", "mine")
+    monkeypatch.delenv("CTKD_LOAD_PLUGINS")
+    fresh.add(module("old", 99), "old 0.1")
+    with pytest.raises(BadInput, match=r"\(not loaded: old 0.1\)"):
+        fresh.find("bound", "mine")
 
 
 def test_an_unsound_stage_is_a_contradiction_that_names_it(foreign: Registry, tmp_path: Path) -> None:
@@ -413,6 +569,7 @@ def test_an_environment_variable_chooses_plugins(
         monkeypatch.setitem(sys.modules, made.__name__, made)
         real.append(EntryPoint(name, made.__name__, "ctkd"))
     monkeypatch.setattr("importlib.metadata.entry_points", lambda group: real)
+    monkeypatch.delenv("CTKD_LOAD_PLUGINS", raising=False)
     assert {"mine", "yours"} <= set(load_registry().names("model"))
     monkeypatch.setenv("CTKD_LOAD_PLUGINS", wanted)
     found = load_registry()
@@ -432,6 +589,7 @@ def test_a_module_that_exits_or_prints_while_it_is_imported_does_no_harm(
     monkeypatch.syspath_prepend(tmp_path)
     points = [*real, EntryPoint("p", "prints_and_exits", "ctkd")]
     monkeypatch.setattr("importlib.metadata.entry_points", lambda group: points)
+    monkeypatch.delenv("CTKD_LOAD_PLUGINS", raising=False)
     (failure,) = load_registry().failures
     assert "SystemExit" in str(failure)
     captured = capsys.readouterr()

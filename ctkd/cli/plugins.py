@@ -15,7 +15,7 @@ from ctkd import scaffold
 from ctkd.cli.common import json_option, parse_setting, print_json
 from ctkd.errors import BadInput, RunFailed, nearest
 from ctkd.hookspecs import KINDS, Hooks, Registration
-from ctkd.plugins import GROUP, registry
+from ctkd.plugins import GROUP, options_from, registry
 
 EPILOG = """\b
 Examples:
@@ -67,7 +67,7 @@ def show(name: str, as_json: bool) -> None:
             print(f"  training loss: {'a sound bound' if plugin['sound'] else 'an estimate, not a bound'}")
         for option in plugin["options"]:
             default = "none" if option["default"] is None else option["default"]
-            print(f"  {option['name']} = {default}  ({option['type']})  {option['help']}".rstrip())
+            print(f"  {option['name']} = {default}  ({option['type']})  {option['help'].replace('``', '')}".rstrip())
 
 
 NEW_EPILOG = """\b
@@ -119,10 +119,14 @@ Examples:
 @json_option
 def check(kind: str, name: str, settings: tuple[str, ...], data_dir: Path | None, as_json: bool) -> None:
     """Run the conformance kit on the plugin NAME of KIND: whether it keeps what ctkd asks of its kind."""
+    kind = {"objective": "distill", "data": "dataset"}.get(kind, kind)
     known = [entry.name for entry in registered() if entry.kind == kind]
     if known and name not in known:
         raise BadInput(f"{kind} {name!r} is not known: {nearest(name, known)}")
     options = {path.partition(".")[2]: value for path, value in (parse_setting(f"{kind}.{s}") for s in settings)}
+    problems: list[str] = []
+    if kind != "logger" and known and options_from(kind, {"name": name, **options}, kind, problems) is None:
+        raise BadInput(*problems)
     from ctkd.testing import run_checks
 
     results = run_checks(kind, name, options, data_dir=data_dir)

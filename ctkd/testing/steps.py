@@ -164,6 +164,7 @@ def take_step(
         backend=backend or Native(Options()),
         options=TrainOptions(eps=TARGET, shi_weight=0.0),
         teachers=list(teachers),
+        teacher=build("plain", seed=7, dtype=dtype),  # for attacks that call one
     )
     x, labels = batch(dtype)
     loss = step(x, labels, schedule, generator(0, "conformance-step"))

@@ -133,6 +133,7 @@ class Trainer:
             self.plugins.backend,
             options,
             [teacher.outputs for teacher in teachers],
+            teachers[0] if teachers else None,
             {kind: label(entry) for kind, entry in self.plugins.entries.items()},
         )
         self.step = 0
@@ -180,7 +181,8 @@ class Trainer:
             # The flags of a step are read one step later, when the device has long finished them.
             if bad is not None:
                 self._refuse_non_finite(bad)
-            bad = ([*loss.terms, "total loss", "gradient"], flags)
+            searched = [] if loss.attacked is None else ["the attack's point"]
+            bad = ([*searched, *loss.terms, "total loss", "gradient"], flags)
             self.step += 1
             self.reporter.advance(note=f"epoch {epoch + 1}/{self.options.epochs}")
             if last:
@@ -235,7 +237,9 @@ class Trainer:
         self.optimizer.zero_grad()
         loss.total.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self.parameters, options.clip)
-        terms = [~value.detach().isfinite().all() for value in (*loss.terms.values(), loss.total, norm)]
+        searched = [] if loss.attacked is None else [loss.attacked]
+        values = [*searched, *loss.terms.values(), loss.total, norm]
+        terms = [~value.detach().isfinite().all() for value in values]
         flags = torch.stack(terms)
         # Fused Adam skips the update on the device where found_inf is 1, without asking the host.
         self.optimizer.found_inf = flags.any().to(torch.float32)  # type: ignore[attr-defined]

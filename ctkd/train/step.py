@@ -7,6 +7,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,6 +52,7 @@ class Loss:
 
     Attributes:
         claims: enclosures that claim to hold for a box; empty where they cannot be compared with ``clean``.
+        attacked: what the attack found; None where there was none.
         clean: the logits of the batch itself, by the same statistics as the boxes; None where nobody needed them.
     """
 
@@ -58,6 +60,7 @@ class Loss:
     terms: dict[str, Tensor]
     statistics: list[Statistics]
     flow: Flow | None
+    attacked: Tensor | None = None
     claims: list[Enclosure] = field(default_factory=list)
     clean: Tensor | None = None
 
@@ -108,6 +111,8 @@ class TrainingStep:
     backend: PropagationBackend
     options: TrainOptions
     teachers: Sequence[Callable[[Tensor], TeacherOutputs]]
+    teacher: Callable[[Tensor], Tensor] | None = None
+    """The first teacher's logits with gradients, for attacks that call it."""
     labels: Mapping[str, str] = field(default_factory=dict)
     """How messages name bound method, objective and attack, by kind."""
 
@@ -184,6 +189,7 @@ class TrainingStep:
             terms.terms,
             [update for update in updates if update],
             flow,
+            points.get("adversarial"),
             terms.claims if comparable else [],
             clean.logits.detach() if comparable and clean is not None else None,
         )
@@ -207,8 +213,11 @@ class TrainingStep:
                 reference = network(x)
         if self.options.attack_eps_factor != 1:
             box = perturbation_box(x, schedule.eps * self.options.attack_eps_factor)
-        given = {} if reference is None else {"reference": reference}
-        found = self.attack.perturb(network, x, labels, box, generator, **given)
+        given: dict[str, Any] = {} if reference is None else {"reference": reference}
+        if getattr(self.attack, "calls_teacher", False):
+            given["teacher"] = self.teacher
+        perturb: Callable[..., Tensor] = self.attack.perturb
+        found = perturb(network, x, labels, box, generator, **given)
         check_points(found, x, f"perturb of {self.labels.get('attack', 'the attack')}", finite=False)
         return box.clamp(found.detach())
 

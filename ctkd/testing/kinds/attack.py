@@ -18,7 +18,7 @@ from ctkd.testing.common import COMMON, leaves_global_state_alone
 from ctkd.testing.nets import batch, build
 from ctkd.testing.runs import check_resumes, quick_settings, sandbox, teachers_in
 from ctkd.testing.steps import DTYPES, FULL, check_gradient, check_repeats, check_state, take_step
-from ctkd.testing.subject import Subject
+from ctkd.testing.subject import NotApplicable, Subject
 
 EPS = 0.1
 NETS = ("linear", "plain", "residual")
@@ -36,7 +36,9 @@ def _attack(
     seed: int = 0,
 ) -> Any:
     """One call as core makes it."""
-    given = {}
+    given: dict[str, Any] = {}
+    if getattr(attack, "calls_teacher", False):
+        given["teacher"] = build("plain", seed=7, dtype=x.dtype)
     who = getattr(attack, "reference", None)
     if who is not None:
         with torch.no_grad():
@@ -105,6 +107,8 @@ def returns_points_of_the_box(subject: Subject) -> None:
 def finds_smaller_margins(subject: Subject) -> None:
     """On a linear and a small net the points it finds are on average no better for the student than clean inputs."""
     attack = subject.create()
+    if getattr(attack, "calls_teacher", False):
+        raise NotApplicable("calls_teacher is True: what it searches for is its own affair")
     reference = getattr(attack, "reference", None)
     for net in ("linear", "plain"):
         module = build(net, trained=True).eval()
@@ -213,7 +217,8 @@ def resumes_to_the_same_weights(subject: Subject) -> None:
     """A run that is killed twice and resumed ends with the weights of one that was left alone."""
     with sandbox() as folder:
         settings = {key: value for key, value in quick_settings().items() if not key.startswith("attack.")}
-        if getattr(subject.create(), "reference", None) == "teacher":
+        attack = subject.create()
+        if getattr(attack, "reference", None) == "teacher" or getattr(attack, "calls_teacher", False):
             settings |= teachers_in(folder, 1)
         check_resumes(subject, {**settings, "bound.name": "adversarial", **subject.settings("attack")}, folder)
 
