@@ -215,12 +215,13 @@ class Objective(Protocol):
     Further attributes are optional. ``point``: ``adversarial`` where it is defined for a point that was attacked, so
     that methods whose point is the clean input are refused. ``needs_functionals``: True where it takes the place of
     the loss through ``Enclosure.lower``, so that methods with a loss of their own are refused. ``attack``: options of
-    the attack that the objective brings as defaults, such as
-    ``{"objective": "kl-teacher"}``. ``prepare(widths, generator)``: called before training with the numbers of
-    features ``(student, first teacher)``, None where there are none, and a generator; raises BadInput where they do
-    not fit, and returns trainable tensors of the objective's own, which core optimises and keeps in checkpoints.
-    ``state_dict()`` and ``load_state_dict(values)``: state that the objective carries from step to step, as JSON
-    values, kept in checkpoints.
+    the attack that the objective brings as defaults, such as ``{"objective": "kl-teacher"}``; with ``name`` another
+    attack than ``pgd``. Where the user chooses another one, those of them count that it has, too.
+    ``prepare(widths, generator)``: called before training with the numbers of features ``(student, first teacher)``,
+    None where there are none, and a generator; raises BadInput where they do not fit, and returns trainable tensors of
+    the objective's own, which core optimises and keeps in checkpoints. ``state_dict()`` and
+    ``load_state_dict(values)``: state that the objective carries from step to step, as JSON values, kept in
+    checkpoints.
     """
 
     reads: frozenset[Kind]

@@ -112,6 +112,7 @@ class RunFolder:
 
     @property
     def config(self) -> Path:
+        """The resolved configuration, TOML."""
         return self.path / "config.toml"
 
     @property
@@ -121,25 +122,31 @@ class RunFolder:
 
     @property
     def metrics(self) -> Path:
+        """One line of JSON per epoch and network."""
         return self.path / "metrics.jsonl"
 
     @property
     def results(self) -> Path:
+        """Certification, one row per sample: SQLite."""
         return self.path / "certification.sqlite"
 
     @property
     def exports(self) -> Path:
+        """ONNX, VNN-LIB and instances.csv."""
         return self.path / "export"
 
     @property
     def summary(self) -> Path:
+        """The results, JSON; there once the run is finished."""
         return self.path / "summary.json"
 
     def append_metrics(self, metrics: dict[str, Any]) -> None:
+        """Add a line; the file only grows."""
         with self.metrics.open("a") as file:
             file.write(json.dumps(metrics) + "\n")
 
     def read_metrics(self) -> list[dict[str, Any]]:
+        """All whole lines."""
         if not self.metrics.exists():
             return []
         rows = []

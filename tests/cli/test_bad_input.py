@@ -91,7 +91,7 @@ def test_one_mistake_one_line(ctkd_command: Command, empty: Path, arguments: lis
         ("train.threads=100000", "train.threads=100000: must be less than or equal to 1024"),
         ("train.eps=true", "train.eps=True: must be a number, not true or false"),
         ("train.seed=true", "train.seed=True: must be an integer, not true or false"),
-        ("certify.stages=[]", "certify.stages=[]: Tuple should have at least 1 item"),
+        ("certify.stages=[]", "certify.stages=[]: Value should have at least 1 item"),
         ("train.device='meta'", "train.device=meta: accepted: cpu, cuda, cuda:N"),
         ("export.samples=9999", "export.samples=9999: the test split has 360 samples"),
     ],

@@ -261,20 +261,22 @@ def test_check_says_what_fails(ctkd_command: Command, monkeypatch: pytest.Monkey
     from ctkd.testing import Check, Result
 
     def checks(kind: str, name: str, options: dict[str, Any], data_dir: Path | None) -> list[Result]:
-        assert (kind, name, options) == ("bound", "ibp", {"share": 0.5})
+        assert (kind, name, options) == ("bound", "cc-ibp", {"alpha": 0.5})
         check: Any = Check("has-a-loss", "It has a loss.", None, lambda subject: None)  # type: ignore[arg-type]
         return [Result(check, "failed", "found: none\nadvice: return one"), Result(check, "passed")]
 
     monkeypatch.setattr(testing, "run_checks", checks)
-    code, out, err = ctkd_command("plugins", "check", "bound", "ibp", "--set", "share=0.5")
-    assert (code, err) == (1, "error: bound 'ibp' fails 1 of 2 checks\n")
+    code, out, err = ctkd_command("plugins", "check", "bound", "cc-ibp", "--set", "alpha=0.5")
+    assert (code, err) == (1, "error: bound 'cc-ibp' fails 1 of 2 checks\n")
     assert out.splitlines() == [
         "failed          has-a-loss",
         "    found: none",
         "    advice: return one",
         "passed          has-a-loss",
     ]
-    code, out, _ = ctkd_command("plugins", "check", "bound", "ibp", "--set", "share=0.5", "--json")
+    code, _, err = ctkd_command("plugins", "check", "bound", "cc-ibp", "--set", "alpha=2")
+    assert (code, err) == (2, "error: bound.alpha=2: must be less than or equal to 1\n")
+    code, out, _ = ctkd_command("plugins", "check", "bound", "cc-ibp", "--set", "alpha=0.5", "--json")
     assert code == 1
     assert json.loads(out)[1] == {"check": "has-a-loss", "status": "passed", "message": ""}
 
