@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ctkd.boxes import Box, centre_radius
 from ctkd.propagate.network import Network
-from ctkd.propagate.ops import Add, Affine, Nonlinear, Op
+from ctkd.propagate.ops import Add, Affine, Function, Nonlinear, Op
+from ctkd.propagate.ops.function import refuse_function
 
 Bounds = dict[int, tuple[Tensor, Tensor]]
 """Lower and upper bounds of nodes' outputs, by node index."""
@@ -28,6 +29,8 @@ def step(op: Op, values: list[Tensor], radii: list[Tensor], boxes: int) -> tuple
         return op(values[0]), op.radius(radii[0]) if boxes else radii[0]
     if isinstance(op, Add):
         return op(*values), radii[0] + radii[1]
+    if isinstance(op, Function):  # of points alone
+        return op(*values), radii[0]
     assert isinstance(op, Nonlinear)
     return op.joint(values[0], radii[0], values[0].shape[0] - boxes) if boxes else (op(values[0]), radii[0])
 
@@ -85,6 +88,9 @@ def propagate(
             must lead through ``start``.
         tighten: called with a nonlinear node and the (lower, upper) of its input; returns tighter ones.
 
+    Raises:
+        BadInput: a box meets an operator that has no bounds here (``ops.Function``).
+
     Returns:
         A Flow. Its box bounds are sound up to floating-point rounding (see docs/soundness.md), and
         differentiable with respect to the network's tensors.
@@ -104,6 +110,8 @@ def propagate(
         if not node.inputs or any(source not in values for source in node.inputs):
             continue  # lies beside the piece asked for
         assert node.op is not None
+        if boxes:
+            refuse_function(node.op, node.path)
         given = [values[source] for source in node.inputs], [radii[source] for source in node.inputs]
         if boxes and isinstance(node.op, Nonlinear):
             (value,), (radius,) = given

@@ -120,6 +120,23 @@ def _max_pool(
     return lambda: ops.MaxPool(*sizes)
 
 
+def _function(name: str) -> Callable[..., Make]:
+    """The rule of a function that is evaluated here, but has no bounds."""
+    return _plain(lambda: ops.Function(name))
+
+
+def _softplus(x: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Make:
+    if beta != 1 or threshold < 20:
+        raise Unsupported("Softplus with beta other than 1 or a threshold below 20")
+    return lambda: ops.Function("softplus")
+
+
+def _power(x: Tensor, exponent: Any) -> Make:
+    if not isinstance(exponent, int | float) or exponent != 2:
+        raise Unsupported("a power other than 2")
+    return lambda: ops.Function("square")
+
+
 def _dropout(module: nn.Module, x: Tensor) -> Make:
     raise Unsupported("Dropout is random in training, so bounds would speak about another network; remove it")
 
@@ -139,6 +156,8 @@ MODULES: dict[type[nn.Module], Callable[[Any, Tensor], Make] | None] = {
     nn.LeakyReLU: lambda m, x: _leaky_relu(x, m.negative_slope),
     nn.Sigmoid: lambda m, x: ops.Sigmoid,
     nn.Tanh: lambda m, x: ops.Tanh,
+    nn.Softplus: lambda m, x: _softplus(x, m.beta, m.threshold),
+    nn.SiLU: lambda m, x: lambda: ops.Function("silu"),
     nn.Identity: None,
     nn.Dropout: _dropout,
     nn.Dropout2d: _dropout,
@@ -152,6 +171,12 @@ FUNCTIONS: dict[Any, Callable[..., Make]] = {
     F.avg_pool2d: _avg_pool,
     F.adaptive_avg_pool2d: _adaptive_avg_pool,
     **dict.fromkeys((torch.max_pool2d, F.max_pool2d), _max_pool),
+    **dict.fromkeys((torch.abs, operator.abs, "abs"), _function("abs")),
+    **dict.fromkeys((torch.exp, "exp"), _function("exp")),
+    **dict.fromkeys((torch.square, "square"), _function("square")),
+    **dict.fromkeys((operator.pow, torch.pow, "pow"), _power),
+    F.softplus: _softplus,
+    F.silu: _function("silu"),
 }
 NORMS: tuple[type[nn.Module], ...] = (nn.BatchNorm1d, nn.BatchNorm2d)
 RESHAPES: tuple[Any, ...] = (torch.flatten, torch.reshape, "flatten", "reshape", "view")

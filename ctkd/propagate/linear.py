@@ -13,6 +13,7 @@ from ctkd.boxes import Box, centre_radius
 from ctkd.propagate.interval import Bounds, propagate
 from ctkd.propagate.network import Network
 from ctkd.propagate.ops import Activation, Add, Affine, Nonlinear, Relaxation, Reshape, Scale
+from ctkd.propagate.ops.function import refuse_function
 
 ELEMENTS = 2**25
 """How many coefficients one backward pass may hold at its widest layer; more rows are done in chunks."""
@@ -75,6 +76,7 @@ def _one_pass(
         elif isinstance(entry.op, Nonlinear):
             current, gained = relaxations[i].backward(current, sample)
         else:
+            refuse_function(entry.op, entry.path)
             assert isinstance(entry.op, Add)
         if gained is not None:
             constant = constant + gained

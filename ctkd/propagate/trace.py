@@ -69,11 +69,15 @@ class _Tracer(fx.Tracer):
 class _Builder:
     module: nn.Module
     nodes: list[TracedNode]
+    functions: bool
     problems: list[str] = field(default_factory=list)
 
     def add(self, example: Tensor, inputs: tuple[Ref, ...], path: str, make: Make | BatchNorm | None) -> Ref:
         if example.shape[0] != BATCH:
             raise Unsupported("the batch dimension does not stay first")
+        op = None if make is None or isinstance(make, BatchNorm) else make()
+        if isinstance(op, ops.Function) and not self.functions:
+            raise Unsupported(f"{op.name} is not supported by this propagation backend; another one may bound it")
         self.nodes.append(TracedNode(path, tuple(ref.index for ref in inputs), tuple(example.shape[1:]), make))
         return Ref(len(self.nodes) - 1, example)
 
@@ -124,10 +128,13 @@ class _Builder:
 
     def arithmetic(self, path: str, target: Any, left: Any, right: Any) -> Any:
         if isinstance(left, Ref) and isinstance(right, Ref):
-            if target not in ADDS + SUBS:
+            if target in DIVS or (target in MULS and not self.functions):
                 raise Unsupported("a product or quotient of two values that depend on the input")
             if left.example.shape != right.example.shape:
-                raise Unsupported(f"a sum of branches of shapes {_shape(left)} and {_shape(right)}")
+                what = "product" if target in MULS else "sum"
+                raise Unsupported(f"a {what} of branches of shapes {_shape(left)} and {_shape(right)}")
+            if target in MULS:
+                return self.product(path, left, right)
             if target in SUBS:
                 right = self.scale(path, right, -1.0, 0.0)
             return self.add(left.example + right.example, (left, right), path, ops.Add)
@@ -145,6 +152,10 @@ class _Builder:
         if target in ADDS:
             return self.scale(path, right, 1.0, left)
         return self.scale(path, right, -1.0, left) if target in SUBS else self.scale(path, right, left, 0.0)
+
+    def product(self, path: str, left: Ref, right: Ref) -> Ref:
+        name, inputs = ("square", (left,)) if left.index == right.index else ("mul", (left, right))
+        return self.add(left.example * right.example, inputs, path, lambda: ops.Function(name))
 
     @staticmethod
     def constant(value: Any) -> Any:
@@ -198,23 +209,24 @@ def _shape(ref: Ref) -> tuple[int, ...]:
     return tuple(ref.example.shape[1:])
 
 
-def trace(module: nn.Module, input_shape: tuple[int, ...]) -> Graph:
+def trace(module: nn.Module, input_shape: tuple[int, ...], *, functions: bool = False) -> Graph:
     """Trace a classifier.
 
     Args:
         module: maps (batch, *input_shape) to logits (batch, classes). Its parameters stay shared: the graph
             reads them at every use, so it follows training.
         input_shape: without the batch dimension.
+        functions: whether functions are accepted that can be evaluated, but not bounded here (``ops.Function``).
 
     Raises:
-        BadInput: one line per layer that cannot be bounded, with the layer's path.
+        BadInput: one line per layer that is not supported, with the layer's path.
     """
-    graph = _graph(module, input_shape)
-    _verify(module, graph)
+    graph = _graph(module, input_shape, functions)
+    _verify(module, graph, functions)
     return graph
 
 
-def _graph(module: nn.Module, input_shape: tuple[int, ...]) -> Graph:
+def _graph(module: nn.Module, input_shape: tuple[int, ...], functions: bool) -> Graph:
     name = type(module).__name__
     original = module
     if _Tracer().is_leaf_module(module, ""):
@@ -232,7 +244,7 @@ def _graph(module: nn.Module, input_shape: tuple[int, ...]) -> Graph:
         ) from None
     reference = next(module.parameters(), torch.zeros(()))
     example = torch.zeros(BATCH, *input_shape, dtype=reference.dtype, device=reference.device)
-    builder = _Builder(module, [TracedNode("input", (), tuple(input_shape), None)])
+    builder = _Builder(module, [TracedNode("input", (), tuple(input_shape), None)], functions)
     result = _interpret(builder, traced, example, attributes)
     for left_behind in set(vars(module)) - attributes:
         delattr(module, left_behind)
@@ -251,7 +263,7 @@ def _has_hooks(module: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def _verify(module: nn.Module, graph: Graph) -> None:
+def _verify(module: nn.Module, graph: Graph, functions: bool) -> None:
     """Refuse what tracing misunderstood: a copy in float64 and its graph must agree, on images, in both modes."""
     name = type(module).__name__
     try:
@@ -259,7 +271,7 @@ def _verify(module: nn.Module, graph: Graph) -> None:
     except Exception as error:  # a user's module: anything may come out of it
         raise BadInput(f"{name} cannot be copied: {_first_line(error)}") from None
     for training in (False, True):
-        twin = _graph(exact.train(training), graph.input_shape)
+        twin = _graph(exact.train(training), graph.input_shape, functions)
         if _shape_of(twin) != _shape_of(graph):
             raise BadInput(
                 f"{name} runs other layers in training than in evaluation; its forward must not ask which it is"

@@ -5,6 +5,7 @@
 from ctkd.propagate.ops.base import Activation, Affine, Lines, Nonlinear, Op, Relaxation
 from ctkd.propagate.ops.conv import AvgPool, Conv
 from ctkd.propagate.ops.elementwise import Add, Reshape, Scale
+from ctkd.propagate.ops.function import Function
 from ctkd.propagate.ops.leaky_relu import LeakyRelu
 from ctkd.propagate.ops.linear import Linear
 from ctkd.propagate.ops.max_pool import MaxPool, Selection
@@ -17,6 +18,7 @@ __all__ = [
     "Affine",
     "AvgPool",
     "Conv",
+    "Function",
     "LeakyRelu",
     "Linear",
     "Lines",
