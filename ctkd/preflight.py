@@ -9,12 +9,15 @@ from typing import Any
 import torch
 
 from ctkd.api import Data
+from ctkd.boxes import perturbation_box
+from ctkd.certify.cascade import PRECISION
 from ctkd.config import RunConfig
 from ctkd.errors import BadInput
 from ctkd.export import to_onnx
 from ctkd.plugins import create_from
 from ctkd.progress import Reporter
-from ctkd.propagate import trace
+from ctkd.propagate import Network, trace
+from ctkd.propagate.ops import Function
 from ctkd.session import sample_range
 from ctkd.train.finish import finalise
 
@@ -48,11 +51,24 @@ def check_student(config: RunConfig, data: Data, reporter: Reporter) -> None:
         )
     if (check_method := getattr(config.bound.create(), "check", None)) is not None:
         check_method(student)
+    network = finalise(module, data.input_shape)
+    if any(isinstance(node.op, Function) for node in network.nodes):
+        _check_stages(config, network, data)
     try:
-        to_onnx(finalise(module, data.input_shape))
+        to_onnx(network)
     except BadInput as problem:
         for message in problem.messages:
             reporter.warn(f"this student can be trained and certified, but not exported: {message}")
+
+
+def _check_stages(config: RunConfig, network: Network, data: Data) -> None:
+    """Let each certification stage refuse a network that has more than every engine bounds, before it is trained."""
+    x, labels = data.test.images[:1], data.test.labels[:1]
+    for table in config.certify.stages:
+        try:
+            create_from("stage", table).margins(network.to(PRECISION), perturbation_box(x, 0).to(PRECISION), labels)
+        except BadInput as problem:
+            raise BadInput(*(f"certify.stages: {table['name']}: {line}" for line in problem.messages)) from None
 
 
 def check(model: str, input_shape: str | tuple[int, ...], classes: int = 10) -> dict[str, Any]:

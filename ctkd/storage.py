@@ -76,15 +76,16 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             head = file.read(2)
     except OSError as error:
         raise BadInput(f"{path} cannot be read: {error.strerror}") from None
-    if head == b"PK" or head[:1] == b"\x80":
-        raise BadInput(
-            f"{path} is a pickled PyTorch file, which can execute code when it is loaded; "
-            "only safetensors files are accepted (safetensors.torch.save_file writes one)"
-        )
     try:
         with safe_open(path, framework="pt") as opened:
             return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
+        # Only now, for a safetensors file begins with the length of its header, which may look like a pickle.
+        if head == b"PK" or head[:1] == b"\x80":
+            raise BadInput(
+                f"{path} is a pickled PyTorch file, which can execute code when it is loaded; "
+                "only safetensors files are accepted (safetensors.torch.save_file writes one)"
+            ) from None
         raise BadInput(f"{path} is not a safetensors file, or is damaged: {str(error).splitlines()[0]}") from None
 
 

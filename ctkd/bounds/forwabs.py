@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ctkd.errors import BadInput
 from ctkd.options import NonNegative, Options
 
 if TYPE_CHECKING:
@@ -39,6 +40,16 @@ class ForwAbs:
 
     def __init__(self, options: ForwAbsOptions) -> None:
         self.options = options
+
+    def check(self, network: Network) -> None:
+        from ctkd.propagate.ops import Function
+
+        others = sorted({node.op.name for node in network.nodes if isinstance(node.op, Function)})
+        if others:
+            raise BadInput(
+                f"bound.name=forwabs knows no widths through {' and '.join(others)}; "
+                "choose another bound method, such as --bound ibp"
+            )
 
     def needs(self, schedule: Schedule) -> Needs:
         from ctkd.api import Needs

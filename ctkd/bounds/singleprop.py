@@ -54,9 +54,10 @@ class SingleProp:
         self.options = options
 
     def check(self, network: Network) -> None:
-        from ctkd.propagate.ops import Relu
+        from ctkd.propagate.ops import Function, Relu
 
         others = {type(network.nodes[i].op).__name__ for i in network.nonlinear} - {Relu.__name__}
+        others |= {node.op.name for node in network.nodes if isinstance(node.op, Function)}
         if others:
             raise BadInput(
                 f"bound.name=singleprop has rules for ReLUs only, and this network has {' and '.join(sorted(others))}; "

@@ -5,17 +5,16 @@
 from __future__ import annotations
 
 import random
-import warnings
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
+from ctkd_autolirpa import compat
 from torch import Tensor, nn
 
 from ctkd.propagate import crown_pre_activation, interval_margins, propagate, relaxed_margins
 
-from .. import lirpa_shim
 from . import dense
 from .nets import Case, Residual, close, randomise
 
@@ -124,21 +123,17 @@ def build(name: str, seed: int, eps: float) -> Case:
 
 def reference(case: Case, *methods: str, margins: bool = True) -> list[tuple[Tensor, Tensor]]:
     """auto_LiRPA's lower and upper bounds of the margins (or the logits) by each method."""
-    lirpa = lirpa_shim.load()
+    lirpa = compat.load()
     unit = torch.eye(4, dtype=torch.float64)
     specification = unit[case.labels].unsqueeze(1) - unit if margins else unit.repeat(3, 1, 1)
-    with warnings.catch_warnings():  # tracing for ONNX is deprecated in torch
-        warnings.simplefilter("ignore")
+    # The default type: its relaxation of max pooling makes tensors of it.
+    with compat.quiet(torch.float64):
         bounded = lirpa.BoundedModule(case.module, case.x, device="cpu")
         bounded.eval()
         ball = lirpa.PerturbationLpNorm(norm=np.inf, x_L=case.box.lower, x_U=case.box.upper)
         x = lirpa.BoundedTensor(case.x, ball)
-        torch.set_default_dtype(torch.float64)  # its relaxation of max pooling makes tensors of the default type
-        try:
-            with torch.no_grad():
-                return [bounded.compute_bounds(x=(x,), C=specification, method=method) for method in methods]
-        finally:
-            torch.set_default_dtype(torch.float32)
+        with torch.no_grad():
+            return [bounded.compute_bounds(x=(x,), C=specification, method=method) for method in methods]
 
 
 @pytest.mark.parametrize("eps", [0.01, 0.05, 0.2])

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from ctkd.boxes import Box, perturbation_box
 from ctkd.errors import BadInput, RunFailed
 from ctkd.options import Options
 from ctkd.propagate import Network, interval_margins, propagate, relaxed_margins
+from ctkd.run import train
 
 STAGES: dict[str, Any] = {
     "ibp": IBPStage(Options()),
@@ -156,3 +158,25 @@ def test_networks_stay_as_they_are() -> None:
         stage.margins(found, perturbation_box(x, 0.1), labels)
     assert found.sha256() == before
     assert not any(tensor.requires_grad for node in found.nodes if node.op for _, tensor in node.op.tensors())
+
+
+@pytest.mark.parametrize(
+    ("chosen", "words"),
+    [
+        ({}, "certify.stages: ibp: "),
+        ({"bound.name": "forwabs", "certify.stages": ["autolirpa-ibp"]}, "bound.name=forwabs knows no widths through"),
+        ({"bound.name": "singleprop", "certify.stages": ["autolirpa-ibp"]}, "has rules for ReLUs only"),
+    ],
+)
+def test_what_does_not_know_a_function_is_refused_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chosen: dict[str, Any], words: str
+) -> None:
+    (tmp_path / "smooth_nets.py").write_text(
+        "from torch import nn\n\n\ndef smooth():\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.SiLU(), nn.Linear(8, 10))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    common = {"model.name": "smooth_nets:smooth", "propagation.name": "autolirpa", "teacher.name": "none"}
+    with pytest.raises(BadInput, match=words):
+        train(settings={"bound.name": "ibp", **common, **chosen}, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
