@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -78,7 +79,7 @@ class WatchedMethod:
         except KeyError as error:
             asked = self.method.needs(step.schedule)
             known = {*asked.points, *asked.boxes}
-            if error.args and isinstance(error.args[0], str) and error.args[0] not in known:
+            if _from_the_step(error) and error.args[0] not in known:
                 self.subject.reject(
                     f"combine(step) read step[{error.args[0]!r}], and needs(schedule) asked for {sorted(known)}",
                     "a step holds the points and boxes that BoundMethod.needs asks for",
@@ -88,6 +89,12 @@ class WatchedMethod:
         check_loss(self.subject, found, len(step.labels), "combine(step)", "BoundMethod.combine", scalar=True)
         self.network, self.result = step.network, found
         return found  # type: ignore[no-any-return]
+
+
+def _from_the_step(error: KeyError) -> bool:
+    """Whether it is the step that did not have the key, and not some other mapping."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return bool(frames) and frames[-1].f_code.co_qualname == "Combination.__getitem__"
 
 
 def check_loss(subject: Subject, loss: Any, size: int, what: str, contract: str, *, scalar: bool) -> None:

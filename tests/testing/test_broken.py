@@ -5,7 +5,9 @@
 from __future__ import annotations
 
 import pytest
+from torch import Tensor
 
+from ctkd.api import Enclosure, Lesson
 from ctkd.testing import ConformanceError, NotApplicable, checks, run_checks
 
 from . import broken_bounds as bounds
@@ -127,3 +129,15 @@ def test_what_does_not_apply_says_why(register: Register) -> None:
     (check,) = (each for each in checks("bound", "Good") if each.name == "loss-is-a-bound-where-it-says-so")
     with pytest.raises(NotApplicable, match="its loss is an estimate"):
         check()
+
+
+class LosesAKey(training.Follow):
+    def loss(self, enclosure: Enclosure, lesson: Lesson) -> Tensor:
+        raise KeyError("table")
+
+
+def test_a_key_that_an_objective_loses_is_not_blamed_on_the_step(register: Register) -> None:
+    register(LosesAKey, "distill")
+    messages = [result.message for result in run_checks("distill", "LosesAKey") if result.status == "failed"]
+    assert any("KeyError" in message for message in messages)
+    assert not any("needs(schedule)" in message for message in messages)
