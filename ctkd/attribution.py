@@ -26,7 +26,7 @@ def attributed(*entries: Registration) -> Iterator[None]:
     except CtkdError:
         raise
     except Exception as error:
-        what = _blamed(error) or _suspected(error, entries)
+        what = _blamed(error, entries) or _suspected(error, entries)
         if not what:
             raise
         raise RunFailed(f"{what}; CTKD_TRACEBACK=1 shows the calls") from error
@@ -47,7 +47,7 @@ def _suspected(error: Exception, entries: tuple[Registration, ...]) -> str:
     return f"{foreign}: the run stopped with {one_line(error)}" if foreign else ""
 
 
-def _blamed(error: Exception) -> str:
+def _blamed(error: Exception, entries: tuple[Registration, ...]) -> str:
     found: tuple[FrameType, int, str] | None = None
     traceback = error.__traceback__
     while traceback is not None:
@@ -60,7 +60,8 @@ def _blamed(error: Exception) -> str:
     frame, line, origin = found
     kind = type(frame.f_locals.get("self"))
     target = f"{kind.__module__}:{kind.__qualname__}"
-    entry = next((entry for entry in registry().entries.values() if entry.target == target), None)
+    same = [entry for entry in (*entries, *registry().entries.values()) if entry.target == target]
+    entry = same[0] if same else None
     who = f"plugin {origin}" if entry is None else label(entry)
     return (
         f"{who} raised {one_line(error)} in {frame.f_code.co_qualname} ({Path(frame.f_code.co_filename).name}:{line})"

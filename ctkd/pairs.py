@@ -30,6 +30,9 @@ DECLARED: dict[str, dict[str, type | frozenset[str]]] = {
 """What bound methods and objectives must declare: a type, or a set of some of these names."""
 
 
+METHODS = {"bound": ("needs", "combine"), "distill": ("loss",)}
+
+
 def check_declared(entry: Registration, made: object) -> None:
     """Raises: RunFailed naming the plugin if it does not declare what ``ctkd.api`` asks for."""
     for name, wanted in DECLARED[entry.kind].items():
@@ -43,6 +46,9 @@ def check_declared(entry: Registration, made: object) -> None:
             good, accepted = type(found) is wanted, f"of type {wanted.__name__}"
         if not good:
             raise RunFailed(f"{label(entry)}: {name} is {found!r}; it must be {accepted}")
+    for name in METHODS[entry.kind]:
+        if not callable(getattr(made, name, None)):
+            raise RunFailed(f"{label(entry)}: the method {name} is missing; ctkd.api says what it must do")
 
 
 def check_pair(config: RunConfig) -> None:

@@ -13,12 +13,13 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pluggy
 
 from ctkd.errors import BadInput, CtkdError, RunFailed, nearest
-from ctkd.hookspecs import INTERFACE, KINDS, Hooks, Registration
+from ctkd.hookspecs import INTERFACE, KINDS, Hooks, Paper, Registration
 
 if TYPE_CHECKING:
     from ctkd.options import Options
@@ -68,6 +69,8 @@ class Registry:
     def add(self, module: Any, origin: str) -> None:
         """Register a plugin module. What goes wrong is recorded, never raised."""
         try:
+            if not isinstance(module, ModuleType):
+                raise RunFailed(f"the entry point names a {type(module).__name__}; it must name a module")
             version = getattr(module, "CTKD_INTERFACE", None)
             if version != INTERFACE:
                 stated = "does not say CTKD_INTERFACE" if version is None else f"was made for interface {version}"
@@ -97,7 +100,7 @@ class Registry:
 
     def _collect(self, function: Any, hook: str, kind: str, origin: str) -> None:
         try:
-            found = [dataclasses.replace(entry, kind=kind, origin=origin) for entry in function()]
+            found = [dataclasses.replace(_checked(entry), kind=kind, origin=origin) for entry in function()]
         except (Exception, SystemExit) as error:  # a foreign hook: anything may come out of it
             self.failures.append(LoadFailure(origin, f"{hook} raised {one_line(error)}"))
             return
@@ -111,6 +114,17 @@ class Registry:
                         f"{kind} {entry.name!r} is already registered by {other.origin}, which is kept",
                     )
                 )
+
+
+def _checked(entry: Any) -> Registration:
+    if not isinstance(entry, Registration):
+        raise RunFailed(f"it returned a {type(entry).__name__} in the list; it must hold ctkd.Registration")
+    texts = isinstance(entry.name, str) and isinstance(entry.target, str) and isinstance(entry.summary, str)
+    if not texts or not entry.name or not all(entry.target.partition(":")[::2]):
+        raise RunFailed(f"{entry!r}: name, target and summary must be text, target as module:Object")
+    if not isinstance(entry.papers, tuple) or not all(isinstance(paper, Paper) for paper in entry.papers):
+        raise RunFailed(f"{entry.name!r}: papers must be a tuple of ctkd.Paper")
+    return entry
 
 
 def one_line(error: BaseException) -> str:
@@ -201,17 +215,31 @@ def options_class(entry: Registration) -> type[Options]:
     """The option class of a registered plugin."""
     if entry.options is not None:
         return load(entry.options, entry.origin)  # type: ignore[no-any-return]
+    from ctkd.options import Options as Base
+
     found = getattr(load(entry.target, entry.origin), "Options", None)
     if found is None:
-        from ctkd.options import Options
-
-        return Options
-    return found  # type: ignore[no-any-return]
+        return Base
+    if not (isinstance(found, type) and issubclass(found, Base)):
+        raise RunFailed(
+            f"plugin {entry.origin}: {entry.kind} {entry.name!r} has Options that are no ctkd.options.Options"
+        )
+    return found
 
 
 def create(entry: Registration, options: Options) -> Any:
-    """An instance of a registered plugin."""
-    return load(entry.target, entry.origin)(options)
+    """An instance of a registered plugin. Raises: RunFailed naming it, or what ctkd's own errors it raises itself."""
+    target = load(entry.target, entry.origin)
+    try:
+        return target(options)
+    except CtkdError:
+        raise
+    except Exception as error:  # foreign code: anything may come out of it
+        if entry.target.startswith("ctkd."):
+            raise
+        raise RunFailed(
+            f"{entry.kind} {entry.name!r} of {entry.origin} cannot be made from its options: {one_line(error)}"
+        ) from error
 
 
 def options_from(kind: str, table: Mapping[str, Any], role: str, problems: list[str]) -> Options | None:

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 
 from ctkd.api import Data
+from ctkd.attribution import label
 from ctkd.boxes import perturbation_box
 from ctkd.certify.cascade import PRECISION
 from ctkd.config import RunConfig
-from ctkd.errors import BadInput
+from ctkd.errors import BadInput, RunFailed
 from ctkd.export import to_onnx
 from ctkd.plugins import create_from
 from ctkd.progress import Reporter
@@ -38,6 +39,10 @@ def check_student(config: RunConfig, data: Data, reporter: Reporter) -> None:
     if config.export.samples > size:
         raise BadInput(f"export.samples={config.export.samples}: the {config.certify.split} split has {size} samples")
     module = config.model.create().build(data.input_shape, data.classes)
+    if not isinstance(module, torch.nn.Module):
+        raise RunFailed(
+            f"build of {label(config.model.entry)} returned {type(module).__name__}; it must return a torch.nn.Module"
+        )
     graph = config.propagation.create().trace(module, data.input_shape)
     if graph.classes != data.classes:
         raise BadInput(

@@ -42,7 +42,11 @@ from ctkd.train.options import TrainOptions
 
 def load_data(config: RunConfig) -> Data:
     """The checked data set of a configuration."""
-    data: Data = config.data.create().load(config.data_dir)
+    data = config.data.create().load(config.data_dir)
+    if not isinstance(data, Data):
+        raise RunFailed(
+            f"load of {label(config.data.entry)} returned {type(data).__name__}; it must return ctkd.api.Data"
+        )
     check_data(data)
     return data
 

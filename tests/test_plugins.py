@@ -336,6 +336,33 @@ class UnsoundStage:
         return torch.ones(len(labels), network.classes, dtype=torch.float64)
 
 
+class NaNStage(UnsoundStage):
+    def margins(self, network: Any, box: Any, labels: torch.Tensor) -> torch.Tensor:
+        return super().margins(network, box, labels) * float("nan")
+
+
+class NoModel(RaisingModel):
+    def build(self, input_shape: Any, classes: int) -> Any:
+        return None
+
+
+class NoData(RaisingModel):
+    def load(self, data_dir: Any) -> Any:
+        return None
+
+
+class NoCombine(HalfIBP):
+    combine = None  # type: ignore[assignment]
+
+
+class NoArguments:
+    evaluates = frozenset({"box"})
+
+
+class WrongOptions(HalfIBP):
+    Options = dict  # type: ignore[assignment]
+
+
 class WrongStage(UnsoundStage):
     def margins(self, network: Any, box: Any, labels: torch.Tensor) -> torch.Tensor:
         return torch.ones(len(labels), dtype=torch.float64)
@@ -357,6 +384,9 @@ def add_methods(where: Registry) -> None:
             ("unsound", Unsound),
             ("unsound-loss", UnsoundLoss),
             ("fails-backward", FailsBackward),
+            ("no-combine", NoCombine),
+            ("no-arguments", NoArguments),
+            ("wrong-options", WrongOptions),
         ],
         "ctkd_objectives": [
             ("wrong-objective", WrongObjective),
@@ -366,9 +396,13 @@ def add_methods(where: Registry) -> None:
             ("missing", Missing),
         ],
         "ctkd_attacks": [("wrong-attack", WrongAttack), ("nan-attack", NaNAttack), ("calls-teacher", CallsTeacher)],
-        "ctkd_models": [("raising-model", RaisingModel)],
-        "ctkd_datasets": [("raising-data", RaisingData)],
-        "ctkd_certification_stages": [("unsound-stage", UnsoundStage), ("wrong-stage", WrongStage)],
+        "ctkd_models": [("raising-model", RaisingModel), ("no-model", NoModel)],
+        "ctkd_datasets": [("raising-data", RaisingData), ("no-data", NoData)],
+        "ctkd_certification_stages": [
+            ("unsound-stage", UnsoundStage),
+            ("wrong-stage", WrongStage),
+            ("nan-stage", NaNStage),
+        ],
     }
 
     def lister(found: list[tuple[str, type]]) -> Any:
@@ -426,6 +460,9 @@ def test_a_method_that_raises_stops_the_run_and_is_named(foreign: Registry, tmp_
             {"distill.name": "missing", "teacher.name": "natural"},
             "distill 'missing' of foreign 3.1: the attribute reads is missing",
         ),
+        ({"bound.name": "no-combine"}, "bound 'no-combine' of foreign 3.1: the method combine is missing"),
+        ({"model.name": "no-model"}, "build of model 'no-model' of foreign 3.1 returned NoneType"),
+        ({"data.name": "no-data", "train.eps": 0.1}, "load of dataset 'no-data' of foreign 3.1 returned NoneType"),
         ({"model.name": "raising-model"}, "model 'raising-model' of foreign 3.1 raised IndexError: no layer 7 in"),
         ({"data.name": "raising-data", "train.eps": 0.1}, "dataset 'raising-data' of foreign 3.1 raised IndexError"),
         (
@@ -441,6 +478,47 @@ def test_what_a_plugin_does_wrong_is_named(
     with pytest.raises(RunFailed, match=words) as caught:
         train(settings={**SETTINGS, **settings}, out=tmp_path / "run")
     assert "\n" not in str(caught.value)
+
+
+def test_a_stage_that_returns_nan_proves_nothing_and_is_named(foreign: Registry, tmp_path: Path) -> None:
+    add_methods(foreign)
+    settings = {**SETTINGS, "bound.name": "ibp", "certify.stages": ["nan-stage"]}
+    with pytest.warns(UserWarning, match="stage 'nan-stage' of foreign 3.1 returned NaN for some samples"):
+        _, summary = train(settings=settings, out=tmp_path / "run")
+    assert summary["certified_accuracy"] == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("wrong-options", "bound 'wrong-options' has Options that are no"),
+        ("no-arguments", "bound 'no-arguments' of foreign 3.1 cannot be made from its options: TypeError"),
+    ],
+)
+def test_what_cannot_be_made_from_options_is_named(foreign: Registry, name: str, words: str) -> None:
+    add_methods(foreign)
+    with pytest.raises(BadInput, match=words):
+        resolve({**SETTINGS, "bound.name": name})
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        (Registration(3, None, None), "name, target and summary must be text"),  # type: ignore[arg-type]
+        (Registration("a", "module_only", "x"), "target as module:Object"),
+        (Registration("a", "m:X", "x", ("Doe 2026",)), "papers must be a tuple of ctkd.Paper"),  # type: ignore[arg-type]
+        ("a", "it returned a str in the list"),
+    ],
+)
+def test_a_registration_that_is_none_is_named(fresh: Registry, entry: Any, words: str) -> None:
+    fresh.add(module("odd", ctkd_models=lambda: [entry]), "odd 1")
+    (failure,) = fresh.failures
+    assert words in str(failure)
+
+
+def test_an_entry_point_must_name_a_module(fresh: Registry) -> None:
+    fresh.add(object(), "odd 1")
+    assert "it must name a module" in str(fresh.failures[0])
 
 
 TAUGHT = {**SETTINGS, "teacher.name": "natural", "teacher.epochs": 2, "bound.name": "mtl-ibp", "distill.name": "brings"}

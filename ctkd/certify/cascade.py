@@ -75,6 +75,8 @@ class Cascade:
     seed: int
     labels: Mapping[str, str] = field(default_factory=dict)
     """How messages name the stages."""
+    nonsense: set[str] = field(default_factory=set)
+    """Stages that returned NaN."""
 
     def run(
         self,
@@ -113,6 +115,8 @@ class Cascade:
                     )
         finally:
             reporter.end()
+            for name in sorted(self.nonsense):
+                reporter.warn(f"{self._label(name)} returned NaN for some samples; such bounds prove nothing")
         return count(store.rows(settings, samples), len(samples) == len(split))
 
     def settle(self, split: Split, indices: list[int]) -> list[Row]:
@@ -168,6 +172,8 @@ class Cascade:
             margins = stage.margins(network, box[left], labels[left])
             self._check_margins(margins, len(left), name)
             # A bound that is not a number proves nothing.
+            if bool(margins.isnan().any()):
+                self.nonsense.add(name)
             margins = torch.where(margins.isnan(), -torch.inf, margins)
             best[left] = torch.maximum(best[left], margins)
             size = best[left].abs().amax(1).clamp(min=1)
