@@ -2,13 +2,13 @@
 # SPDX-License-Identifier: MIT
 """Does a teacher help, which objective, and must it be adversarially trained? A grid on MNIST, eps 0.1, `cnn-small`.
 
-    python docs/results/mnist-grid/grid.py --data-dir data [--jobs 2] [--commit]
+    python docs/results/mnist-grid/grid.py --data-dir data [--jobs 2] [--revision 2d237f8] [--commit]
 
 Each cell (bound method, objective, teacher) gets the same budget: four short trials on validation images with seed 0,
 of which the one with the best mean of natural and certified accuracy is chosen, then a run with each of three seeds on
 all 10,000 test images. Rows are appended to rows.jsonl as they are finished, each with all settings of its run; a row
-with the same settings is not run again, so the program can be stopped and started at will. `--table` prints means
-and spreads of what is there.
+with the same settings is not run again, so the program can be stopped and started at will. All runs use the code of one
+revision, taken out of git, whatever is edited meanwhile. `--table` prints means and spreads of what is there.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from typing import Any
 HERE = Path(__file__).parent
 ROWS = HERE / "rows.jsonl"
 SEEDS = (0, 1, 2)
-COMMIT = subprocess.run(["git", "rev-parse", "HEAD"], cwd=HERE, capture_output=True, text=True).stdout.strip()
 COMMON = {
     "data.name": "mnist",
     "model.name": "cnn-small",
@@ -114,7 +113,25 @@ class Book:
                 subprocess.run(["git", "commit", "-qm", text, "--", ROWS.name], cwd=HERE, check=True)
 
 
-def run(settings: dict[str, Any], data_dir: str) -> dict[str, Any]:
+class Code:
+    """The package ``ctkd`` of one revision, in a folder of its own."""
+
+    def __init__(self, revision: str) -> None:
+        found = subprocess.run(["git", "rev-parse", revision], cwd=HERE, capture_output=True, text=True, check=True)
+        self.commit = found.stdout.strip()
+        self.folder = tempfile.TemporaryDirectory()
+        root = HERE.parent.parent.parent
+        packed = subprocess.run(["git", "archive", self.commit, "ctkd"], cwd=root, capture_output=True, check=True)
+        subprocess.run(["tar", "-x", "-C", self.folder.name], input=packed.stdout, check=True)
+        self.environment = {
+            **os.environ,
+            "PYTHONPATH": self.folder.name,
+            "OMP_NUM_THREADS": "1",
+            "CTKD_LOAD_PLUGINS": "",
+        }
+
+
+def run(settings: dict[str, Any], data_dir: str, code: Code) -> dict[str, Any]:
     """One ``ctkd train``; its summary."""
     with tempfile.TemporaryDirectory() as folder:
         arguments = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
@@ -123,7 +140,8 @@ def run(settings: dict[str, Any], data_dir: str) -> dict[str, Any]:
             [*command, "--out", f"{folder}/run", "--json"],
             capture_output=True,
             text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env=code.environment,
+            cwd=folder,  # not the repository, whose package Python would find first
         )
     if done.returncode:
         raise RuntimeError(f"{settings}: {done.stderr.strip()}")
@@ -131,7 +149,7 @@ def run(settings: dict[str, Any], data_dir: str) -> dict[str, Any]:
     return summary
 
 
-def cell(bound: str, objective: str, teacher: str, book: Book, data_dir: str) -> None:
+def cell(bound: str, objective: str, teacher: str, book: Book, data_dir: str, code: Code) -> None:
     """Trials that are not there yet, the choice, and the runs that are not there yet."""
     names = {"bound": bound, "objective": objective, "teacher": teacher}
     base = {**COMMON, "bound.name": bound, "distill.name": objective, "teacher.name": teacher}
@@ -142,11 +160,11 @@ def cell(bound: str, objective: str, teacher: str, book: Book, data_dir: str) ->
         settings = {**base, **extra, **options, "train.seed": seed}
         found = book.find(kind=kind, settings=settings)
         if found is None:
-            summary = run(settings, data_dir)
+            summary = run(settings, data_dir, code)
             keys = ("natural_accuracy", "adversarial_accuracy", "certified_accuracy", "samples", "split", "seconds")
             found = {**names, "kind": kind, "options": options, "seed": seed, "settings": settings}
             found |= {key: summary[key] for key in keys} | {"teacher_figures": summary["teacher"]}
-            found |= {"versions": summary["versions"], "commit": COMMIT}
+            found |= {"versions": summary["versions"], "commit": code.commit}
             book.add(found)
         return found
 
@@ -181,6 +199,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", help="folder with MNIST's files")
     parser.add_argument("--jobs", type=int, default=2, help="cells worked on at once, one thread each")
+    parser.add_argument("--revision", default="HEAD", help="whose code runs")
     parser.add_argument("--commit", action="store_true", help="commit rows.jsonl after each row")
     parser.add_argument("--table", action="store_true", help="print the table of finished rows and stop")
     options = parser.parse_args()
@@ -188,8 +207,9 @@ def main() -> None:
     if options.table:
         table(book.rows)
         return
+    code, data_dir = Code(options.revision), str(Path(options.data_dir).resolve())
     with ThreadPoolExecutor(options.jobs) as pool:
-        futures = [pool.submit(cell, *names, book, options.data_dir) for names in cells()]
+        futures = [pool.submit(cell, *names, book, data_dir, code) for names in cells()]
         for future in futures:
             future.result()
 
