@@ -52,7 +52,7 @@ def fit_key(
         "versions": dict(versions),
         "machine": [platform.machine(), torch.backends.cpu.get_cpu_capability(), device_name(train.device)],
         "code": code_digest(Path(__file__).parent),
-        "plugins": {entry.origin: plugin_digest(entry.target) for entry in parts if not is_own(entry)},
+        "plugins": {entry.target: [entry.origin, plugin_digest(entry.target)] for entry in parts if not is_own(entry)},
         "factory": plugin_digest(model.table()["factory"]) if model.name == "import" else "",
     }
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()

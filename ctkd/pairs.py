@@ -28,9 +28,8 @@ DECLARED: dict[str, dict[str, type | frozenset[str]]] = {
     },
 }
 """What bound methods and objectives must declare: a type, or a set of some of these names."""
-
-
 METHODS = {"bound": ("needs", "combine"), "distill": ("loss",)}
+"""What they must be able to do."""
 
 
 def check_declared(entry: Registration, made: object) -> None:

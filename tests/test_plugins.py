@@ -19,10 +19,13 @@ import torch
 from ctkd import Registration, hookimpl
 from ctkd.config import resolve
 from ctkd.errors import BadInput, Contradiction, RunFailed
+from ctkd.fingerprint import fit_key
 from ctkd.hookspecs import INTERFACE, KINDS, Hooks
 from ctkd.options import Count, Options, Unit
 from ctkd.plugins import Registry, create, load, load_registry, options_class, registry, using
 from ctkd.run import certify, export, resume, train
+from ctkd.session import load_data
+from ctkd.train.finish import finalise
 
 from .conftest import QUICK
 
@@ -722,3 +725,32 @@ def test_counts_are_at_least_one() -> None:
 
     assert validate(Own, {"steps": 0}, "attack", problems) is None
     assert problems == ["attack.steps=0: must be greater than or equal to 1"]
+
+
+def test_a_teacher_is_cached_by_the_code_of_foreign_plugins(
+    foreign: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An edit anywhere in the plugin's package, of the same version, is another teacher."""
+    package = tmp_path / "keyed_plugin"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "helpers.py").write_text("WIDTH = 8\n")
+    (package / "nets.py").write_text(
+        "from torch import nn\n\n\nclass Keyed:\n    def __init__(self, options): ...\n\n"
+        "    def build(self, input_shape, classes):\n"
+        "        return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, classes))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    entry = Registration("keyed", "keyed_plugin.nets:Keyed", "x")
+    foreign.add(module("keyed_registration", ctkd_models=lambda: [entry]), "keyed 1.0")
+    config = resolve({"model.name": "keyed", "teacher.name": "none"})
+    data = load_data(config)
+    fresh = finalise(config.model.create().build((1, 8, 8), 10), (1, 8, 8))
+
+    def key() -> str:
+        return fit_key(config, data, config.model, fresh, config.train, {"name": "pgd"}, {"name": "ibp"}, {}, {})
+
+    before = key()
+    assert key() == before
+    (package / "helpers.py").write_text("WIDTH = 9\n")
+    assert key() != before

@@ -229,6 +229,8 @@ def test_colours_and_sizes_of_images(tmp_path: Path) -> None:
 
 
 def test_folders_that_are_no_data_set_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="absent: there is no such folder"):
+        loaded(tmp_path / "absent")
     with pytest.raises(BadInput, match=r"no folder .*train and .*test"):
         loaded(tmp_path)
     root = write_images(tmp_path / "shapes")

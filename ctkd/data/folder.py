@@ -41,6 +41,8 @@ class Folder:
 
     def load(self, data_dir: Path | None) -> Data:
         root = self.options.path
+        if not root.is_dir():
+            raise BadInput(f"data set {root}: there is no such folder")
         missing = [str(root / part) for part in ("train", "test") if not (root / part).is_dir()]
         if missing:
             raise BadInput(f"data set {root}: no folder {' and '.join(missing)}; needed: train/CLASS and test/CLASS")
