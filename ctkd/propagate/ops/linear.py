@@ -5,11 +5,58 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ctkd.propagate.ops.base import Affine
+
+WORTH = 2**22
+"""Multiplications from which on oneDNN is called directly; below, the call costs more than it saves."""
+
+
+def dense(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``F.linear``. Large float32 products on a CPU go to oneDNN: PyTorch's own choice, MKL, is slow on AMD."""
+    if _onednn(x, weight):
+        result: Tensor = _Dense.apply(x, weight, bias)  # type: ignore[no-untyped-call]
+        return result
+    return F.linear(x, weight, bias)
+
+
+def _onednn(x: Tensor, weight: Tensor) -> bool:
+    return (
+        x.device.type == "cpu"
+        and x.dtype == weight.dtype == torch.float32
+        and x.dim() == 2
+        and x.shape[0] * weight.numel() >= WORTH
+        and torch.backends.mkldnn.is_available()
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    )
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return result
+
+
+class _Dense(torch.autograd.Function):
+    """The three products of a fully connected layer by oneDNN; it takes transposed operands as they lie."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _product(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,), (x, weight), wanted = gradients, ctx.saved_tensors, ctx.needs_input_grad
+        return (
+            _product(gradient, weight.t()) if wanted[0] else None,
+            _product(gradient.t(), x.t()) if wanted[1] else None,
+            gradient.sum(0) if wanted[2] else None,
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,10 +67,10 @@ class Linear(Affine):
     bias: Tensor
 
     def __call__(self, *inputs: Tensor) -> Tensor:
-        return F.linear(inputs[0], self.weight, self.bias)
+        return dense(inputs[0], self.weight, self.bias)
 
     def radius(self, radius: Tensor) -> Tensor:
-        return F.linear(radius, self.weight.abs())
+        return dense(radius, self.weight.abs(), None)
 
     def backward(self, rows: Tensor, in_shape: tuple[int, ...]) -> tuple[Tensor, Tensor | None]:
         return rows @ self.weight, rows @ self.bias
