@@ -9,6 +9,7 @@ import platform
 import re
 import shutil
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,14 @@ from ctkd.certify.attack import attack_facts
 from ctkd.certify.store import Store
 from ctkd.cite import entries
 from ctkd.config import RunConfig, check_imports, dump, resolve
+from ctkd.distributed import from_leader, leads, together, wait, world
 from ctkd.errors import BadInput
 from ctkd.export import export_instances
 from ctkd.interrupt import StopRequest, stop_request
+from ctkd.machine import prepared
 from ctkd.options import Radius
-from ctkd.preflight import check, check_device, check_student
-from ctkd.progress import Reporter, Silent
+from ctkd.preflight import check, check_device, check_precision, check_student
+from ctkd.progress import Mute, Reporter, Silent
 from ctkd.propagate import Network, margins_of
 from ctkd.randomness import generator
 from ctkd.runfolder import RunFolder
@@ -36,7 +39,9 @@ from ctkd.storage import read_json, write_json, write_text
 __all__ = ["certify", "check", "export", "resume", "train"]
 
 
+@together()
 @attributed()
+@prepared()
 def train(
     *,
     settings: Mapping[str, Any] | None = None,
@@ -64,52 +69,69 @@ def train(
     Raises:
         BadInput, RunFailed, Contradiction, Interrupted: see ``ctkd.errors``.
     """
+    voice = _voice(reporter)
     resolved = resolve(settings, config)
     check_imports(resolved, allow_import)
     check_device(resolved.train.device)
+    check_precision(resolved)
     _set_threads(resolved.train.threads)
     # The thread count belongs to the result: it is recorded even where it was left open.
     resolved = replace(resolved, train=resolved.train.model_copy(update={"threads": torch.get_num_threads()}))
     with stop_request() as stop:
         data = load_data(resolved)
         for notice in resolved.notices:
-            (reporter or Silent()).warn(notice)
-        check_student(resolved, data, reporter or Silent())
-        folder = RunFolder.create(out, f"{data.name}-{resolved.bound.name}")
+            voice.warn(notice)
+        check_student(resolved, data, voice)
+        folder = from_leader(lambda: RunFolder.create(out, f"{data.name}-{resolved.bound.name}"))
         try:
-            with folder.lock():
-                header = f"# {' '.join(command.splitlines())}\n\n" if command else ""
-                write_text(folder.config, header + dump(resolved))
-                write_json(folder.path / "environment.json", _environment(resolved))
-                session = Session(resolved, folder, data, reporter or Silent(), stop)
-                return folder, _work(session, certify)
+            with _lock(folder):
+                if leads():
+                    header = f"# {' '.join(command.splitlines())}\n\n" if command else ""
+                    write_text(folder.config, header + dump(resolved))
+                    write_json(folder.path / "environment.json", _environment(resolved))
+                wait()
+                return folder, _work(Session(resolved, folder, data, voice, stop), certify)
         except BadInput:
             # A refusal leaves nothing half-written behind; but what was trained is never thrown away.
-            if not folder.trained():
+            if leads() and not folder.trained():
                 folder.discard()
             raise
 
 
+@together()
 @attributed()
+@prepared()
 def resume(
     path: Path, *, certify: bool = True, allow_import: bool = False, reporter: Reporter | None = None
 ) -> tuple[RunFolder, dict[str, Any]]:
     """Go on with a run that was interrupted; a finished run is returned as it is. What ``ctkd train --resume`` does."""
     folder = RunFolder.open(path)
-    with stop_request() as stop, folder.lock():
+    with stop_request() as stop, _lock(folder):
         if not folder.config.exists():
             raise BadInput(f"{path} was stopped before its configuration was written; start a new run")
         if folder.summary.exists():
             summary = read_json(folder.summary)
             if not certify or summary.get("certified_accuracy") is not None:
                 return folder, summary
-        folder.tidy()
+        wait()  # until all have seen that there is something left to do
+        if leads():
+            folder.tidy()
         config = resolve(file=folder.config)
         check_imports(config, allow_import)
         check_device(config.train.device)
         _set_threads(config.train.threads)
-        session = Session(config, folder, load_data(config), reporter or Silent(), stop)
+        session = Session(config, folder, load_data(config), _voice(reporter), stop)
         return folder, _work(session, certify)
+
+
+def _voice(reporter: Reporter | None) -> Reporter:
+    """The leader speaks for all processes."""
+    return (reporter or Silent()) if leads() else Mute()
+
+
+def _lock(folder: RunFolder) -> AbstractContextManager[None]:
+    """The leader keeps other runs out, for all processes."""
+    return folder.lock() if leads() else nullcontext()
 
 
 def _work(session: Session, certify: bool) -> dict[str, Any]:
@@ -151,13 +173,14 @@ def _phases(session: Session, certify: bool) -> dict[str, Any]:
         "validation_seen_in_training": config.train.final,
         "versions": versions(),
     }
-    if certify:
+    if certify and leads():
         try:
             _export_beside(session, student)
         except BadInput as problem:
             for message in problem.messages:
                 session.reporter.warn(f"not exported: {message}")
-    write_json(folder.summary, summary)
+    if leads():
+        write_json(folder.summary, summary)
     session.hook("ctkd_run_finished", summary=summary)
     return summary
 
@@ -170,6 +193,7 @@ def _environment(config: RunConfig) -> dict[str, Any]:
         "processor": platform.machine(),
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "processes": world(),
     }
 
 
@@ -254,7 +278,9 @@ def _radius(eps: float | str | None, default: float) -> float:
         raise BadInput(f"eps={eps}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
 
 
+@together()
 @attributed()
+@prepared()
 def certify(
     run: Path,
     *,
@@ -280,9 +306,9 @@ def certify(
             *(f"{path}: certifying takes certify.* settings only; the rest belongs to the run" for path in foreign)
         )
     with stop_request() as stop:
-        session, network = _open(run, data_dir, settings or {}, reporter or Silent(), stop)
+        session, network = _open(run, data_dir, settings or {}, _voice(reporter), stop)
         radius = _radius(eps, session.config.train.eps)
-        with session.folder.lock():
+        with _lock(session.folder):
             hint = "The same command goes on"
             certificate = session.certify(network, radius, session.config.certify, hint)
     return {

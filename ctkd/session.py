@@ -8,6 +8,7 @@ import importlib.metadata
 import platform
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from ctkd.certify.options import CertifyOptions
 from ctkd.certify.store import Store
 from ctkd.config import Choice, RunConfig
 from ctkd.data.checks import check_data
+from ctkd.distributed import check_same, from_leader, greatest, leader_first, leads, wait
 from ctkd.errors import BadInput, Interrupted, RunFailed
 from ctkd.fingerprint import fit_key
 from ctkd.hookspecs import Registration
@@ -42,7 +44,8 @@ from ctkd.train.options import TrainOptions
 
 def load_data(config: RunConfig) -> Data:
     """The checked data set of a configuration."""
-    data = config.data.create().load(config.data_dir)
+    with leader_first():  # what it downloads is there for the others
+        data = config.data.create().load(config.data_dir)
     if not isinstance(data, Data):
         raise RunFailed(
             f"load of {label(config.data.entry)} returned {type(data).__name__}; it must return ctkd.api.Data"
@@ -71,7 +74,8 @@ class Clock:
 
     def tick(self) -> float:
         seconds = self.before + time.monotonic() - self.began
-        write_json(self.path, {"seconds": seconds})
+        if leads():
+            write_json(self.path, {"seconds": seconds})
         return seconds
 
 
@@ -137,7 +141,7 @@ class Session:
         selection = self._selecting_table()
         name = fit_key(self.config, self.data, choice, fresh, train, attack, bound, selection, versions())
         cached = cache_folder() / "teachers" / f"{name}.safetensors"
-        if cached.is_file():
+        if from_leader(cached.is_file):
             try:
                 network = Network.load(cached)
                 self.reporter.say(f"teacher: reused from the cache ({name[:12]})")
@@ -157,8 +161,9 @@ class Session:
         label = self._label if self._fits == 1 else f"{self._label}/member-{self._fits}"
         network = self._train(label, "teacher", train, plugins, (), self.build_model(model))
         try:
-            cached.parent.mkdir(parents=True, exist_ok=True)
-            network.save(cached)
+            if leads():
+                cached.parent.mkdir(parents=True, exist_ok=True)
+                network.save(cached)
         except OSError as error:
             self.reporter.warn(f"the teacher could not be cached in {cached.parent}: {error.strerror}")
         return network
@@ -175,13 +180,15 @@ class Session:
                 sources[i] = choice.create()
             else:
                 done[i] = recorded
+        wait()  # until all have seen what is recorded
         # What needs no training comes first: what is wrong with it is refused before hours of work, and before
         # anything is stored.
         ready = {i: self._obtain(i, source) for i, source in sources.items() if not getattr(source, "trains", True)}
         for i, source in sources.items():
             teacher = ready[i] if i in ready else self._obtain(i, source)
             done[i] = teacher, self._evaluated(teacher, i)
-            faculty.record(*done[i], self._teacher_folder(i))
+            if leads():
+                faculty.record(*done[i], self._teacher_folder(i))
         return [done[i][0] for i in sorted(done)], [done[i][1] for i in sorted(done)]
 
     def _teacher_folder(self, i: int) -> Path:
@@ -197,6 +204,7 @@ class Session:
             what = "no teacher" if found is None else f"a {type(found).__name__}, neither a Network nor a Teacher"
             raise RunFailed(f"{label(choice.entry)} returned {what}")
         teacher = Teacher((found,)) if isinstance(found, Network) else found
+        check_same(teacher.sha256(), f"the network of {label(choice.entry)}")
         faculty.check_fits(teacher, choice.name, self.data)
         if i == 0:
             self._check_objective(teacher)
@@ -239,14 +247,15 @@ class Session:
 
     def check_stop(self) -> None:
         """Raises: Interrupted if a signal came; everything finished so far is stored."""
-        if self.stop.signal_number is not None:
-            raise Interrupted(f"interrupted; what is finished is stored. {self.resume_hint}", self.stop.signal_number)
+        (signal,) = greatest(self.stop.signal_number or 0)
+        if signal:
+            raise Interrupted(f"interrupted; what is finished is stored. {self.resume_hint}", signal)
 
     # Students
 
     def student(self, teachers: Sequence[Teacher]) -> Network:
         path = self.folder.network
-        if path.exists():
+        if from_leader(path.exists):
             return Network.load(path)
         config = self.config
         plugins = Plugins(
@@ -258,7 +267,9 @@ class Session:
             self._entries({c.entry.kind: c.entry for c in (config.bound, config.distill, config.attack)}),
         )
         network = self._train("student", "student", config.train, plugins, teachers, self.build_model())
-        network.save(path)
+        check_same(network.sha256(), "the student")
+        if leads():
+            network.save(path)
         return network
 
     def _entries(self, chosen: Mapping[str, Registration]) -> dict[str, Registration]:
@@ -274,9 +285,15 @@ class Session:
         module: nn.Module,
     ) -> Network:
         def on_epoch(metrics: dict[str, Any]) -> None:
+            if not leads():
+                return
             self.folder.append_metrics(metrics)
             self.clock.tick()
             self.hook("ctkd_epoch_finished", network=name, metrics=metrics)
+
+        def on_resume(epoch: int) -> None:
+            if leads():
+                self.folder.forget_metrics(name, epoch)
 
         place = self.folder.path / name
         place.mkdir(parents=True, exist_ok=True)
@@ -293,7 +310,7 @@ class Session:
             stop=self.stop,
             resume_hint=self.resume_hint,
             on_epoch=on_epoch,
-            on_resume=lambda epoch: self.folder.forget_metrics(name, epoch),
+            on_resume=on_resume,
         )
         with attributed(*plugins.entries.values()):
             return trainer.run()
@@ -307,8 +324,6 @@ class Session:
         details = {
             "stages": [resolved("stage", table) for table in options.stages],
             "further_attacks": [resolved("attack", table) for table in options.further_attacks],
-            "batch_size": options.batch_size,
-            "start": options.start,
             "attack": attack,
             "data": split_digest(split),
         }
@@ -321,12 +336,14 @@ class Session:
             seed=options.seed,
             labels={name: label(registry().find("stage", name)) for name in stages},
         )
-        with Store(self.folder.results) as store:
-            settings = store.settings(network.sha256(), eps, options.split, details)
+        with Store(self.folder.results) if leads() else nullcontext() as store:
+            settings = store.settings(network.sha256(), eps, options.split, details) if store is not None else 0
             return cascade.run(split, samples, store, settings, options.batch_size, self.reporter, self.stop, hint)
 
     def hook(self, name: str, **arguments: Any) -> None:
-        """Call a lifecycle hook plugin by plugin; one that raises is switched off with a warning."""
+        """Call a lifecycle hook plugin by plugin, in the leader; one that raises is switched off with a warning."""
+        if not leads():
+            return
         for implementation in list(getattr(registry().manager.hook, name).get_hookimpls()):
             given = {"folder": self.folder, **arguments}
             try:

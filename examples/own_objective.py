@@ -23,10 +23,9 @@ from ctkd.options import Count, NonNegative, Options, Positive, Unit
 from ctkd.run import train
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
-    from ctkd.api import Box, Enclosure, Kind, Lesson
+    from ctkd.api import Box, Enclosure, Kind, Lesson, Noise
 
 CTKD_INTERFACE = 1
 SOURCE = Paper(
@@ -111,7 +110,7 @@ class Disagreement:
         x: Tensor,
         labels: Tensor,
         box: Box,
-        generator: torch.Generator,
+        noise: Noise,
         reference: Tensor | None = None,
         *,
         teacher: Callable[[Tensor], Tensor],
@@ -121,8 +120,7 @@ class Disagreement:
         from ctkd.api import divergence_from
 
         step = self.options.step_size * (box.upper - box.lower) / 2
-        noise = torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
-        point = box.clamp(x + self.options.noise * noise)
+        point = box.clamp(x + self.options.noise * noise.normal(x))
         for _ in range(self.options.steps):
             with torch.enable_grad():
                 point.requires_grad_()

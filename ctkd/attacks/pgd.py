@@ -12,10 +12,10 @@ from pydantic import model_validator
 from ctkd.options import Count, Options, Positive, Unit
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from ctkd.boxes import Box
+    from ctkd.randomness import Noise
 
 
 class PGDOptions(Options):
@@ -63,7 +63,7 @@ class PGD:
         x: Tensor,
         labels: Tensor,
         box: Box,
-        generator: torch.Generator,
+        noise: Noise,
         reference: Tensor | None = None,
     ) -> Tensor:
         import torch
@@ -72,8 +72,7 @@ class PGD:
         width = box.upper - box.lower
         best, best_value = x, torch.full_like(labels, -torch.inf, dtype=x.dtype)
         for _ in range(options.restarts):
-            noise = torch.rand(x.shape, dtype=x.dtype, generator=generator).to(x.device)
-            point = box.clamp(box.lower + noise * width)
+            point = box.clamp(box.lower + noise.uniform(x) * width)
             for step in range(options.steps):
                 value, gradient = self._gradient(logits, point, labels, reference)
                 if options.steps * options.restarts > 1:

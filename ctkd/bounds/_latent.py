@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ctkd.api import Step, cross_entropy
+from ctkd.api import Step, batch_mean, cross_entropy
 from ctkd.errors import BadInput
 from ctkd.propagate import Network, at_classes, margin_specification, propagate
 from ctkd.propagate.ops import Activation
+from ctkd.randomness import Noise
 
 if TYPE_CHECKING:
     from ctkd.bounds.taps import TAPSOptions
@@ -61,7 +62,7 @@ def split_loss(step: Step, name: str, options: TAPSOptions) -> Tensor:
     loss = step.record("taps/latent", cross_entropy(margins))
     if options.product:
         # The published product is one of batch means: core's mean over samples makes this that.
-        loss = _scale_gradient(loss, options.gradient_scale) * step.record("taps/box", box.robust_loss()).mean()
+        loss = _scale_gradient(loss, options.gradient_scale) * batch_mean(step.record("taps/box", box.robust_loss()))
     return step.loss(box.estimated(loss))
 
 
@@ -98,7 +99,7 @@ def attacked_margins(step: Step, name: str, cut: int, options: TAPSOptions) -> T
         steps=options.steps,
         step_size=options.step_size or max(0.2, 2 / options.steps),
         restarts=options.restarts,
-        generator=step.generator,
+        noise=step.noise,
     )
     linked: Tensor = Link.apply(points, lower.expand_as(points), upper.expand_as(points))  # type: ignore[no-untyped-call]
     return at_classes(margins_by(network)(linked), rivals)
@@ -113,7 +114,7 @@ def attack(
     steps: int,
     step_size: float,
     restarts: int,
-    generator: torch.Generator,
+    noise: Noise,
 ) -> Tensor:
     """For each sample and rival the point of least margin among all steps and restarts, (batch, rivals, *shape).
 
@@ -135,8 +136,7 @@ def attack(
         least = torch.where(better, value, least)
 
     for _ in range(restarts):
-        noise = torch.rand(shape, dtype=lower.dtype, generator=generator).to(lower.device)
-        point = (lower + noise * width).clamp(lower, upper)
+        point = (lower + noise.uniform(lower.expand(shape)) * width).clamp(lower, upper)
         for i in range(steps):
             with torch.enable_grad():
                 point.requires_grad_()

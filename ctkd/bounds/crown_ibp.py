@@ -78,23 +78,19 @@ def fused(step: Step, name: str, beta: float) -> Enclosure:
     """
     import torch
 
-    from ctkd.propagate import margin_specification
-
-    box = step[name]
-    assert box.margins is not None
-    assert box.lower is not None
-    rows, others = margin_specification(step.labels, box.margins.shape[1], box.margins.dtype)
-    lowest = box.margins.gather(1, others)
-    shrink = _mean_decay((-box.lower(-rows) - lowest).clamp(min=0))
-    # What is factored out cancels in the value, so its gradient is zero altogether.
-    largest = (-lowest).amax(1).clamp(min=0).detach()
-    e = (-lowest - largest[:, None]).exp()
-    steep = e * shrink
-    row = (steep.unsqueeze(2) * rows).sum(1, keepdim=True)
-    chords = (e + steep * lowest).sum(1) - step.relaxed_lower(name, row).squeeze(1)
+    box, label = step[name], step.labels[:, None]
+    lowest, highest = box.margins, box.upper_margins
+    assert lowest is not None
+    assert highest is not None
+    # What is factored out cancels in the value, so its gradient is zero altogether. The label's 0 is among them.
+    largest = (-lowest).amax(1).detach()
+    e = (-lowest - largest[:, None]).exp().scatter(1, label, 0.0)
+    steep = e * _mean_decay((highest - lowest).clamp(min=0))
+    row = (-steep).scatter(1, label, steep.sum(1, keepdim=True))  # the sum of steep_j (e_label - e_j)
+    chords = (e + steep * lowest).sum(1) - step.relaxed_lower(name, row.unsqueeze(1)).squeeze(1)
     total = (-largest).exp() + beta * chords + (1 - beta) * e.sum(1)
     loss = largest + total.clamp(min=torch.finfo(total.dtype).tiny).log()
-    return replace(box, loss=loss, margins=None, lower=mixed(step, name, beta))
+    return replace(box, loss=loss, margins=None, upper_margins=None, lower=mixed(step, name, beta))
 
 
 def mixed(step: Step, name: str, beta: float) -> Callable[[Tensor], Tensor]:

@@ -53,4 +53,6 @@ class ExpIBP:
 def _log_mean(loss: Tensor) -> Tensor:
     import torch
 
-    return loss.mean().clamp(min=torch.finfo(loss.dtype).tiny).log()
+    from ctkd.api import batch_mean
+
+    return batch_mean(loss).clamp(min=torch.finfo(loss.dtype).tiny).log()

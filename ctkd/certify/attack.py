@@ -18,6 +18,7 @@ from ctkd.boxes import Box
 from ctkd.certify.options import CertifyOptions
 from ctkd.plugins import create_from, options_from, registry
 from ctkd.propagate import margins_of
+from ctkd.randomness import Noise
 
 
 def pgd_table(options: CertifyOptions) -> dict[str, Any]:
@@ -64,7 +65,7 @@ class InTurn:
         x: Tensor,
         labels: Tensor,
         box: Box,
-        generator: torch.Generator,
+        noise: Noise,
         reference: Tensor | None = None,
     ) -> Tensor:
         """The point of the smallest margin that any attack found."""
@@ -84,7 +85,7 @@ class InTurn:
             if getattr(attack, "reference", None) == "student":
                 with torch.no_grad():
                     own = logits(x[left])
-            found = found_inside(attack, logits, x[left], labels[left], box[left], generator, own)
+            found = found_inside(attack, logits, x[left], labels[left], box[left], noise[left], own)
             reached = margin(found, left)
             better = reached < lowest[left]
             best[left[better]] = found[better]

@@ -17,11 +17,12 @@ from ctkd.accuracy import found_inside, smallest_margin
 from ctkd.api import Attack, CertificationStage, Split
 from ctkd.boxes import perturbation_box
 from ctkd.certify.store import Row, Store
+from ctkd.distributed import from_leader, gathered, greatest, rank, world
 from ctkd.errors import Contradiction, Interrupted, RunFailed
 from ctkd.interrupt import StopRequest
 from ctkd.progress import Reporter
 from ctkd.propagate import Network, margins_of
-from ctkd.randomness import generator
+from ctkd.randomness import Noise
 
 PRECISION = torch.float64
 """Arithmetic of the bounds; the network's weights are float32."""
@@ -82,7 +83,7 @@ class Cascade:
         self,
         split: Split,
         samples: range,
-        store: Store,
+        store: Store | None,
         settings: int,
         batch: int,
         reporter: Reporter,
@@ -91,33 +92,35 @@ class Cascade:
     ) -> Certificate:
         """Settle the samples that the store does not have yet. ``hint`` tells an interrupted user how to go on.
 
+        Several processes settle a batch each at a time. The leader alone has a store, and writes what all found.
+
         Raises:
             Contradiction: a sample is both certified and broken. Its rows are not stored.
             Interrupted: a signal came; finished batches are stored.
         """
-        done = {row.sample for row in store.rows(settings, samples)}
+        done = from_leader(lambda: {row.sample for row in _rows(store, settings, samples)})
         reporter.begin(f"certifying at eps={self.eps:g}", len(samples), len(done))
         try:
-            # Batches lie on a fixed grid and are done whole, so that a resumed run attacks with the same noise.
-            for start in range(samples.start, samples.stop, batch):
-                indices = list(range(start, min(start + batch, samples.stop)))
-                todo = [i for i in indices if i not in done]
-                if not todo:
-                    continue
-                # What is stored stays as it is, should this batch hold other samples than the one before.
-                store.add(settings, [row for row in self.settle(split, indices) if row.sample not in done])
-                reporter.advance(len(todo))
-                if stop and indices[-1] + 1 < samples.stop:
-                    assert stop.signal_number is not None
+            # A sample's noise is its own: how samples are batched changes no more than the last bits of a margin.
+            todo = [i for i in samples if i not in done]
+            for start in range(0, len(todo), batch * world()):
+                mine = todo[start + rank() * batch :][:batch]
+                found = gathered((self.settle(split, mine) if mine else [], self.nonsense))
+                rows = [row for settled, _ in found for row in settled]
+                self.nonsense.update(*(names for _, names in found))
+                if store is not None:
+                    store.add(settings, rows)
+                reporter.advance(len(rows))
+                (signal,) = greatest(stop.signal_number or 0)
+                if signal and start + len(rows) < len(todo):
                     raise Interrupted(
-                        f"interrupted after sample {indices[-1]}; finished samples are stored. {hint}",
-                        stop.signal_number,
+                        f"interrupted after sample {rows[-1].sample}; finished samples are stored. {hint}", signal
                     )
         finally:
             reporter.end()
             for name in sorted(self.nonsense):
                 reporter.warn(f"{self._label(name)} returned NaN for some samples; such bounds prove nothing")
-        return count(store.rows(settings, samples), len(samples) == len(split))
+        return from_leader(lambda: count(_rows(store, settings, samples), len(samples) == len(split)))
 
     def settle(self, split: Split, indices: list[int]) -> list[Row]:
         """One batch: natural prediction, attack, stages."""
@@ -130,7 +133,7 @@ class Cascade:
         found = x.clone()
         correct = natural > 0
         if correct.any():
-            noise = generator(self.seed, "certification-attack", indices[0])
+            noise = Noise(self.seed, "certification-attack", samples=torch.tensor(indices)[correct])
             found[correct] = found_inside(self.attack, self.network, x[correct], labels[correct], box[correct], noise)
         with torch.no_grad():
             attacked = torch.minimum(natural, smallest_margin(margins_of(self.network(found), labels), labels))
@@ -208,6 +211,11 @@ class Cascade:
                 f"reported. "
                 f"{len(both)} such sample(s) in this batch, network {self.network.sha256()[:12]}"
             )
+
+
+def _rows(store: Store | None, settings: int, samples: range) -> list[Row]:
+    assert store is not None  # the leader's
+    return store.rows(settings, samples)
 
 
 def count(rows: list[Row], complete: bool) -> Certificate:

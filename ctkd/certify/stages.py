@@ -24,7 +24,7 @@ class IBPStage:
     def margins(self, network: Network, box: Box, labels: Tensor) -> Tensor:
         from ctkd.propagate import interval_margins, propagate
 
-        return interval_margins(network, propagate(network, None, box), labels)
+        return interval_margins(network, propagate(network, None, box), labels)[0]
 
 
 class CrownIBPStage:

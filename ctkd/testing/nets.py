@@ -207,11 +207,16 @@ def values_at(network: Network, points: Tensor, *nodes: int) -> tuple[Tensor, ..
     return tuple(value.reshape(*size, *value.shape[1:]) for value in found)
 
 
+def extreme_margins(network: Network, points: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The smallest and the largest margin that the points have, each (batch, classes)."""
+    (logits,) = values_at(network, points, network.output)
+    margins = logits.gather(2, labels[None, :, None].expand(len(points), -1, 1)) - logits
+    return margins.amin(0), margins.amax(0)
+
+
 def least_margins(network: Network, points: Tensor, labels: Tensor) -> Tensor:
     """The smallest margin that the points have, (batch, classes)."""
-    (logits,) = values_at(network, points, network.output)
-    own = logits.gather(2, labels[None, :, None].expand(len(points), -1, 1))
-    return (own - logits).amin(0)
+    return extreme_margins(network, points, labels)[0]
 
 
 def largest_loss(network: Network, points: Tensor, labels: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from ctkd.errors import BadInput
 from ctkd.options import Options
 from ctkd.propagate import Network
 from ctkd.propagate.native import Native
-from ctkd.randomness import generator
+from ctkd.randomness import Noise
 from ctkd.testing.nets import SHAPE, TRAINABLE, batch, build, student, traced
 from ctkd.testing.state import seed_everything
 from ctkd.testing.subject import NotApplicable, Subject
@@ -174,7 +174,7 @@ def take_step(
         teacher=build("plain", seed=7, dtype=dtype),  # for attacks that call one
     )
     x, labels = batch(dtype)
-    loss = step(x, labels, schedule, generator(0, "conformance-step"))
+    loss = step(x, labels, schedule, Noise(0, "conformance-step", samples=torch.arange(len(x))))
     named = {name: p for name, p in graph.module.named_parameters() if p.requires_grad}
     try:
         found = torch.autograd.grad(loss.total, list(named.values()), retain_graph=True, allow_unused=True)
@@ -231,9 +231,15 @@ def check_gradient(subject: Subject, taken: Taken, where: str) -> None:
             )
 
 
-def check_repeats(subject: Subject, run: Callable[[], Sequence[Tensor]], what: str, source: str) -> None:
-    """Raises: ConformanceError if two equal runs differ, with other global random numbers before each."""
+def check_repeats(
+    subject: Subject, run: Callable[[], Sequence[Tensor]], what: str, source: str, example: str = ""
+) -> None:
+    """Raises: ConformanceError if two equal runs differ, with other global random numbers before each.
+
+    ``example``: how numbers are drawn from the source; by default as from a generator.
+    """
     results = []
+    example = example or f"torch.rand(shape, generator={source})"
     for seed in (1, 2):
         seed_everything(seed)
         results.append([part.detach().clone() for part in run()])
@@ -241,7 +247,7 @@ def check_repeats(subject: Subject, run: Callable[[], Sequence[Tensor]], what: s
         subject.reject(
             f"{what} differs between two equal runs",
             f"equal inputs give equal results, bit for bit; all randomness comes from {source}",
-            f"pass it on, as in torch.rand(shape, generator={source}), and keep no state of an earlier call",
+            f"draw from it, as in {example}, and keep no state of an earlier call",
         )
 
 

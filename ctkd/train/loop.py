@@ -17,15 +17,17 @@ from ctkd.accuracy import adversarial_accuracy, interval_report
 from ctkd.api import Attack, BoundMethod, Data, Objective, PropagationBackend, Split
 from ctkd.attribution import is_own, label
 from ctkd.contract import check_claims
+from ctkd.distributed import all_sum, batch_mean, greatest, leader_first, leads, share, sum_gradients, world
 from ctkd.errors import BadInput, Interrupted, RunFailed
 from ctkd.hookspecs import Registration
 from ctkd.interrupt import StopRequest
 from ctkd.progress import Reporter
-from ctkd.propagate import Graph, Moments, Network
-from ctkd.randomness import generator
+from ctkd.propagate import Graph, Network
+from ctkd.propagate.ops.compiled import compile_now
+from ctkd.randomness import Noise, generator
 from ctkd.teaching import Teacher
 from ctkd.train import checkpoint
-from ctkd.train.finish import feature_widths, finalise
+from ctkd.train.finish import feature_widths, finalise, population_statistics
 from ctkd.train.initialise import default_initialise, shi_initialise
 from ctkd.train.options import TrainOptions
 from ctkd.train.schedule import learning_rate, schedule_at
@@ -93,6 +95,8 @@ class Trainer:
             Interrupted: a signal came; the state is saved.
         """
         self._prepare()
+        if self.options.compile:
+            self._compile()
         total = self.options.epochs * self.steps_per_epoch
         self.reporter.begin(f"training the {self.name}", total, self.step)
         try:
@@ -114,6 +118,8 @@ class Trainer:
         whole = self.data.validation
         self.validation = Split(whole.images.to(device), whole.labels.to(device))
         self.batch = min(options.batch_size, len(self.split))
+        if self.batch < world():
+            raise BadInput(f"train.batch_size: {self.batch} images per step are too few for {world()} processes")
         self.steps_per_epoch = len(self.split) // self.batch
         self.module.to(device).train()
         self.graph: Graph = self.plugins.backend.trace(self.module, self.data.input_shape)
@@ -144,12 +150,25 @@ class Trainer:
         self.sums: dict[str, Tensor] = {}
         self.seconds = 0.0
         self._saved_at = time.monotonic()
-        found = checkpoint.load(self.folder, self.reporter.warn)
+        with leader_first():
+            found = checkpoint.load(self.folder, self.reporter.warn)
         if found is not None:
             self._restore(found)
         else:
             self._save()  # so that there is a good checkpoint even if the first epoch fails
         self.on_resume(self.step // self.steps_per_epoch)
+
+    def _compile(self) -> None:
+        """A phase of its own; without a compiler the training goes on without."""
+        dtype = torch.bfloat16 if self.options.precision == "bf16" else torch.float32
+        self.reporter.begin("compiling", 1)
+        try:
+            compile_now(dtype, self.images.device)
+        except Exception as error:  # torch.compile raises whatever the compiler's absence leads to
+            self.reporter.warn(f"not compiled, which only makes it slower: {_first_line(error)}")
+            self.training_step.graph = self.training_step.graph.interpreted()
+        finally:
+            self.reporter.end()
 
     def _objective_parameters(self, teachers: Sequence[Teacher]) -> list[Tensor]:
         prepare = getattr(self.plugins.objective, "prepare", None)
@@ -177,7 +196,10 @@ class Trainer:
             x = self.images[rows]
             if self.data.augment is not None:
                 x = self.data.augment(x, generator(self.options.seed, f"{self.role}-augmentation", epoch, i))
-            loss, norms, flags = self._one_step(x, self.labels[rows], epoch, i, measure=last)
+            mine = share(len(rows))
+            x, rows = x[mine], rows[mine]
+            noise = Noise(self.options.seed, f"{self.role}-attack", epoch, samples=rows)
+            loss, norms, flags = self._one_step(x, self.labels[rows], noise, measure=last)
             # The flags of a step are read one step later, when the device has long finished them.
             if bad is not None:
                 self._refuse_non_finite(bad)
@@ -187,11 +209,14 @@ class Trainer:
             self.reporter.advance(note=f"epoch {epoch + 1}/{self.options.epochs}")
             if last:
                 break
-            if self.stop:
+            late = time.monotonic() - self._saved_at >= self.options.checkpoint_seconds
+            # All processes stop, and save, at the same step.
+            signal, due = greatest(self.stop.signal_number or 0, int(late))
+            if signal:
                 self._refuse_non_finite(bad)
                 self.seconds += time.monotonic() - began
-                self._interrupt()
-            if time.monotonic() - self._saved_at >= self.options.checkpoint_seconds:
+                self._interrupt(signal)
+            if due:
                 self._refuse_non_finite(bad)
                 self.seconds, began = self.seconds + time.monotonic() - began, time.monotonic()
                 self._save()
@@ -205,8 +230,9 @@ class Trainer:
         self.on_epoch(metrics)
         self._save()
         self.reporter.epoch(self.name, metrics)
-        if self.stop and self.step < total:
-            self._interrupt(saved=True)
+        (signal,) = greatest(self.stop.signal_number or 0)
+        if signal and self.step < total:
+            self._interrupt(signal, saved=True)
 
     def _select(self, metrics: dict[str, Any]) -> None:
         """Keep the weights of the best epoch at the full radius, where ``train.keep`` asks for one."""
@@ -224,23 +250,24 @@ class Trainer:
         return patience is not None and bool(self.best) and epoch - self.best_epoch >= patience
 
     def _one_step(
-        self, x: Tensor, labels: Tensor, epoch: int, i: int, *, measure: bool
+        self, x: Tensor, labels: Tensor, noise: Noise, *, measure: bool
     ) -> tuple[Loss, dict[str, float], Tensor]:
         options = self.options
         schedule = schedule_at(options, self.step, self.steps_per_epoch)
-        noise = generator(options.seed, f"{self.role}-attack", epoch, i)
         loss = self.training_step(x, labels, schedule, noise)
         norms = gradient_norms(loss, self.parameters) if measure else {}
         if measure and loss.clean is not None:
             who = label(self.plugins.entries["bound"]) if "bound" in self.plugins.entries else "the bound method"
             check_claims(loss.claims, x, loss.clean, labels, who)
         self.optimizer.zero_grad()
-        loss.total.backward()  # type: ignore[no-untyped-call]
+        # Every process computes the whole batch's loss, and sums in it add up the gradients of all of them.
+        (loss.total / world() if world() > 1 else loss.total).backward()  # type: ignore[no-untyped-call]
+        sum_gradients(self.parameters)
         norm = nn.utils.clip_grad_norm_(self.parameters, options.clip)
         searched = [] if loss.attacked is None else [loss.attacked]
         values = [*searched, *loss.terms.values(), loss.total, norm]
         terms = [~value.detach().isfinite().all() for value in values]
-        flags = torch.stack(terms)
+        flags = all_sum(torch.stack(terms).int()) > 0
         # Fused Adam skips the update on the device where found_inf is 1, without asking the host.
         self.optimizer.found_inf = flags.any().to(torch.float32)  # type: ignore[attr-defined]
         self.optimizer.grad_scale = None  # type: ignore[attr-defined]
@@ -257,7 +284,7 @@ class Trainer:
     @torch.no_grad()
     def _accumulate(self, terms: Mapping[str, Tensor]) -> None:
         for name, value in terms.items():
-            mean = value.detach().mean().double()
+            mean = batch_mean(value.detach()).double()
             pair = torch.stack([mean, torch.ones_like(mean)])
             self.sums[name] = self.sums[name] + pair if name in self.sums else pair
 
@@ -299,7 +326,8 @@ class Trainer:
             "best": [self.best_value, self.best_epoch],
             "plugins": {role: part.state_dict() for role, part in self.plugins.stateful().items()},
         }
-        checkpoint.save(self.folder, tensors, values)
+        if leads():
+            checkpoint.save(self.folder, tensors, values)
         self._saved_at = time.monotonic()
 
     def _restore(self, found: checkpoint.Checkpoint) -> None:
@@ -330,12 +358,11 @@ class Trainer:
         for role, part in self.plugins.stateful().items():
             part.load_state_dict(found.values["plugins"][role])
 
-    def _interrupt(self, *, saved: bool = False) -> None:
+    def _interrupt(self, signal: int, *, saved: bool = False) -> None:
         if not saved:
             self._save()
-        assert self.stop.signal_number is not None
         message = f"interrupted after step {self.step} of the {self.name}; saved. {self.resume_hint}"
-        raise Interrupted(message, self.stop.signal_number)
+        raise Interrupted(message, signal)
 
     # Results ---------------------------------------------------------------------------------------------
 
@@ -374,23 +401,13 @@ class Trainer:
             for parameter, mean in zip(self.parameters, self.average, strict=True):
                 parameter.copy_(mean)
         if self.average or self.options.population_statistics:
-            self._population_statistics()
+            batches = (self.images[i * self.batch :][share(self.batch)] for i in range(self.steps_per_epoch))
+            population_statistics(self.graph, batches)
         return finalise(self.module, self.data.input_shape)
 
-    def _population_statistics(self) -> None:
-        """Running statistics become the equal-weight mean of batch statistics over the training set, in order."""
-        totals: dict[int, list[Moments]] = {}
-        for i in range(self.steps_per_epoch):
-            x = self.images[i * self.batch : (i + 1) * self.batch]
-            for node, moments in self.graph.clean_pass(x).statistics.items():
-                totals.setdefault(node, []).append(moments)
-        for node, found in totals.items():
-            norm = self.graph.norms[node].module
-            assert norm.running_mean is not None
-            assert norm.running_var is not None
-            unbiased = [m.variance * (m.size / max(1, m.size - 1)) for m in found]
-            norm.running_mean.copy_(torch.stack([m.mean for m in found]).mean(0))
-            norm.running_var.copy_(torch.stack(unbiased).mean(0))
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _join(a: Split, b: Split) -> Split:

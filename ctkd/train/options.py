@@ -59,6 +59,13 @@ class TrainOptions(Options):
     adversarial accuracy (10 steps of PGD, 1,000 images) or interval-certified accuracy on the validation split."""
     patience: Count | None = None
     """Stop after this many epochs without a better one; needs ``keep`` to say what better means."""
+    precision: Literal["fp32", "mixed", "bf16"] = "fp32"
+    """``mixed``: the attack runs in bfloat16, everything that it is for in float32. ``bf16``: convolutions and hidden
+    fully connected layers of the whole step do; weights, batch-norm statistics, the last layer and losses stay float32.
+    Reported figures and certificates never use either."""
+    compile: bool = False
+    """Compile the elementwise part of training bounds (torch.compile; it needs a C++ compiler, or a CUDA GPU). Takes
+    some ten seconds at the start: it pays for wide networks and long trainings only."""
     seed: Index = 0
     """Of everything random: initialisation, order, attacks."""
     threads: Annotated[Count, Field(le=1024)] | None = None

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ctkd.boxes import Box, centre_radius
+from ctkd.distributed import all_sum, batch_mean
 from ctkd.propagate import Bounds
 
 TOLERANCE = 0.5
@@ -26,11 +27,11 @@ def shi_regularisers(bounds: Bounds, box: Box) -> tuple[Tensor, Tensor]:
     """
     if not bounds:  # a network without activations
         return box.lower.new_zeros(()), box.lower.new_zeros(())
-    input_width = centre_radius(box)[1].mean()  # as propagated
+    input_width = batch_mean(centre_radius(box)[1])  # as propagated
     tightness, balance = [], []
     for lower, upper in bounds.values():
         centre, radius = (lower + upper) / 2, (upper - lower) / 2
-        ratio = input_width / radius.mean().clamp(min=1e-12)
+        ratio = input_width / batch_mean(radius).clamp(min=1e-12)
         tightness.append((TOLERANCE - ratio).relu() / TOLERANCE)
         balance.append(_balance(lower, upper, centre))
     return torch.stack(tightness).mean(), torch.stack(balance).mean()
@@ -38,9 +39,9 @@ def shi_regularisers(bounds: Bounds, box: Box) -> tuple[Tensor, Tensor]:
 
 def _balance(lower: Tensor, upper: Tensor, centre: Tensor) -> Tensor:
     active, inactive = (lower > 0).to(centre.dtype), (upper < 0).to(centre.dtype)
-    deviation = (centre - centre.mean()).square()
-    top = torch.stack([(centre * active).mean(), (deviation * active).sum()])
-    bottom = torch.stack([-(centre * inactive).mean(), (deviation * inactive).sum()])
+    deviation = (centre - batch_mean(centre)).square()
+    top = torch.stack([batch_mean(centre * active), all_sum((deviation * active).sum())])
+    bottom = torch.stack([-batch_mean(centre * inactive), all_sum((deviation * inactive).sum())])
     usable = ((top > 0) & (bottom > 0)).all()
     # Where it is not usable both are replaced before dividing, so that no gradient becomes 0 * inf.
     ratio = torch.where(usable, top, 1.0) / torch.where(usable, bottom, 1.0)

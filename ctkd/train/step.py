@@ -27,6 +27,7 @@ from ctkd.api import (
 )
 from ctkd.boxes import Box, perturbation_box
 from ctkd.contract import check_loss, check_points
+from ctkd.distributed import all_sum, batch_mean, world
 from ctkd.propagate import (
     Bounds,
     CleanPass,
@@ -38,6 +39,7 @@ from ctkd.propagate import (
     margin_specification,
     margins_of,
 )
+from ctkd.randomness import Noise
 from ctkd.train.losses import LossTerms
 from ctkd.train.options import TrainOptions
 from ctkd.train.regularisers import l1_norm, shi_regularisers
@@ -76,7 +78,7 @@ class Combination:
     loss: LossTerms
     enclosures: Mapping[str, Enclosure]
     backend: PropagationBackend
-    generator: torch.Generator
+    noise: Noise
     rows: Mapping[str, slice] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Enclosure:
@@ -116,7 +118,13 @@ class TrainingStep:
     labels: Mapping[str, str] = field(default_factory=dict)
     """How messages name bound method, objective and attack, by kind."""
 
-    def __call__(self, x: Tensor, labels: Tensor, schedule: Schedule, generator: torch.Generator) -> Loss:
+    def __post_init__(self) -> None:
+        if self.options.precision == "bf16":
+            self.graph = self.graph.lowered(torch.bfloat16)
+        if self.options.compile:
+            self.graph = self.graph.compiled()
+
+    def __call__(self, x: Tensor, labels: Tensor, schedule: Schedule, noise: Noise) -> Loss:
         options, graph = self.options, self.graph
         robust = schedule.eps > 0
         teaching = robust and len(self.teachers) > 0 and self.objective.teachers > 0
@@ -134,16 +142,18 @@ class TrainingStep:
             clean = self.backend.clean_pass(graph, x)
         statistics: Statistics = clean.statistics if clean else {}
         updates = [statistics]
+        network = graph.bind(statistics)
 
         taught = _Taught(self.teachers, {"clean": x})
         box = perturbation_box(x, schedule.eps or REGULARISER_EPS)
         points: dict[str, Tensor] = {"clean": x}
         if attacked:
             away_from = taught(0, "clean").logits if reference == "teacher" else None
-            points["adversarial"] = self._attack(x, labels, box, schedule, statistics, generator, away_from)
+            points["adversarial"] = self._attack(x, labels, box, schedule, network, statistics, noise, away_from)
             if options.statistics == "last-pass" and graph.norms:
                 statistics = self.backend.clean_pass(graph, points["adversarial"]).statistics
                 updates.append(statistics)
+                network = graph.bind(statistics)
 
         context = BoxContext(x, labels, box, points, schedule)
         boxes = {name: make(context) for name, make in needs.boxes.items()}
@@ -160,21 +170,21 @@ class TrainingStep:
         total: Tensor = torch.zeros((), dtype=x.dtype, device=x.device)
         if kappa > 0:
             assert clean is not None
-            total = kappa * terms.record("clean", cross_entropy(clean.logits, labels, reduction="none")).mean()
+            total = kappa * batch_mean(terms.record("clean", cross_entropy(clean.logits, labels, reduction="none")))
 
         # The clean point was evaluated already; it is only read from there.
         joint = {name: point for name, point in points.items() if name in evaluated and name != "clean"}
         flow: Flow | None = None
         if joint or boxes or evaluated:
-            network = graph.bind(statistics)
             if joint or boxes:
                 flow = self.backend.propagate(network, _stack(joint), _stack_boxes(boxes), needs)
             if robust:
-                step = self._combination(schedule, labels, network, flow, terms, clean, x, joint, boxes, generator)
+                step = self._combination(schedule, labels, network, flow, terms, clean, x, joint, boxes, noise)
                 terms.points = step.enclosures
                 combined = self.method.combine(step)
                 check_loss(combined, len(x), f"combine of {self.labels.get('bound', 'the bound method')}")
-                total = total + (1 - kappa) * combined.mean()
+                # A scalar counts for as many samples as this process has.
+                total = total + (1 - kappa) * batch_mean(combined.expand(len(x)) if world() > 1 else combined)
         if regularise and flow is not None:
             assert flow.box is not None
             fade = options.shi_weight * (1 - schedule.progress)
@@ -183,7 +193,7 @@ class TrainingStep:
             total = total + fade * (terms.record("shi/tightness", tightness) + terms.record("shi/balance", balance))
         if options.l1 > 0:
             total = total + options.l1 * terms.record("l1", l1_norm(graph.module))
-        comparable = needs.tighten is None and len(updates) == 1 and clean is not None
+        comparable = needs.tighten is None and options.precision != "bf16" and len(updates) == 1 and clean is not None
         return Loss(
             total,
             terms.terms,
@@ -200,15 +210,18 @@ class TrainingStep:
         labels: Tensor,
         box: Box,
         schedule: Schedule,
+        network: Network,
         statistics: Statistics,
-        generator: torch.Generator,
+        noise: Noise,
         reference: Tensor | None,
     ) -> Tensor:
         with torch.no_grad():
             if self.options.statistics == "last-pass":
                 # Published code attacks with running statistics that already contain this clean batch.
-                statistics = self.graph.blended(statistics)
-            network = self.graph.bind(statistics).detach()
+                network = self.graph.bind(self.graph.blended(statistics))
+            network = network.detach()
+            if self.options.precision == "mixed":
+                network = network.lowered(torch.bfloat16)
             if getattr(self.attack, "reference", None) == "student":
                 reference = network(x)
         if self.options.attack_eps_factor != 1:
@@ -217,7 +230,7 @@ class TrainingStep:
         if getattr(self.attack, "calls_teacher", False):
             given["teacher"] = self.teacher
         perturb: Callable[..., Tensor] = self.attack.perturb
-        found = perturb(network, x, labels, box, generator, **given)
+        found = perturb(network, x, labels, box, noise, **given)
         check_points(found, x, f"perturb of {self.labels.get('attack', 'the attack')}", finite=False)
         return box.clamp(found.detach())
 
@@ -232,7 +245,7 @@ class TrainingStep:
         x: Tensor,
         joint: Mapping[str, Tensor],
         boxes: Mapping[str, Box],
-        generator: torch.Generator,
+        noise: Noise,
     ) -> Combination:
         size = x.shape[0]
         enclosures: dict[str, Enclosure] = {}
@@ -247,13 +260,15 @@ class TrainingStep:
         places: dict[str, slice] = {}
         if boxes:
             assert flow is not None
-            margins = self.backend.interval_margins(network, flow, labels.repeat(len(boxes)))
+            margins, upper = self.backend.interval_margins(network, flow, labels.repeat(len(boxes)))
             for i, (name, box) in enumerate(boxes.items()):
                 rows = places[name] = slice(i * size, (i + 1) * size)
                 centre = None if flow.features is None else flow.features[flow.points :][rows]
                 radius = None if flow.feature_radius is None else flow.feature_radius[rows]
                 lower = functools.partial(self._interval_lower, network, flow, rows)
-                enclosures[name] = Enclosure(box, "box", centre, radius, margins[rows], lower=lower)
+                enclosures[name] = Enclosure(
+                    box, "box", centre, radius, margins[rows], lower=lower, upper_margins=upper[rows]
+                )
         return Combination(
             schedule,
             labels,
@@ -262,7 +277,7 @@ class TrainingStep:
             terms,
             enclosures,
             self.backend,
-            generator,
+            noise,
             places,
         )
 
@@ -319,6 +334,7 @@ def _point(x: Tensor, logits: Tensor, features: Tensor | None, labels: Tensor) -
         margins,
         logits,
         lower=lambda rows: (rows @ logits.unsqueeze(2)).squeeze(2),
+        upper_margins=margins,
     )
 
 
@@ -333,14 +349,14 @@ def _stack_boxes(boxes: Mapping[str, Box]) -> Box | None:
 
 
 def _norm(parts: Iterable[Tensor]) -> float:
-    return float(torch.stack([part.square().sum() for part in parts]).sum().sqrt())
+    return float(torch.stack([all_sum(part).square().sum() for part in parts]).sum().sqrt())
 
 
 def gradient_norms(loss: Loss, parameters: Sequence[Tensor]) -> dict[str, float]:
     """The L2 norm of what each term contributes to the gradient of the total, whatever the combiner did with it."""
     names = [name for name, term in loss.terms.items() if term.requires_grad]
     weights: Sequence[Tensor | None] = torch.autograd.grad(
-        loss.total, [loss.terms[name] for name in names], retain_graph=True, allow_unused=True
+        loss.total / world(), [loss.terms[name] for name in names], retain_graph=True, allow_unused=True
     )
     norms = {}
     for name, weight in zip(names, weights, strict=True):

@@ -13,7 +13,7 @@ from ctkd.api import Box
 from ctkd.boxes import perturbation_box
 from ctkd.divergence import divergence_from
 from ctkd.propagate import margins_of
-from ctkd.randomness import generator
+from ctkd.randomness import Noise
 from ctkd.testing.common import COMMON, leaves_global_state_alone
 from ctkd.testing.nets import batch, build
 from ctkd.testing.runs import check_resumes, quick_settings, sandbox, teachers_in
@@ -43,7 +43,8 @@ def _attack(
     if who is not None:
         with torch.no_grad():
             given["reference"] = (module if who == "student" else build("plain", seed=7, dtype=x.dtype))(x)
-    return attack.perturb(module, x, labels, box, generator(seed, "conformance-attack"), **given)
+    noise = Noise(seed, "conformance-attack", samples=torch.arange(len(x)))
+    return attack.perturb(module, x, labels, box, noise, **given)
 
 
 def _usual(attack: Any, net: str = "plain", dtype: torch.dtype = torch.float64, eps: float = EPS, seed: int = 0) -> Any:
@@ -134,9 +135,9 @@ def finds_smaller_margins(subject: Subject) -> None:
             )
 
 
-def draws_from_its_generator_alone(subject: Subject) -> None:
-    """Equal generators give equal points bit for bit, whatever the global random numbers."""
-    check_repeats(subject, lambda: exercise(subject), "what perturb returns", "generator")
+def draws_from_its_noise_alone(subject: Subject) -> None:
+    """Equal noise gives equal points bit for bit, whatever the global random numbers."""
+    check_repeats(subject, lambda: exercise(subject), "what perturb returns", "noise", "noise.uniform(x)")
 
 
 def leaves_network_and_inputs_alone(subject: Subject) -> None:
@@ -228,7 +229,7 @@ CHECKS = (
     declares_what_it_is,
     returns_points_of_the_box,
     finds_smaller_margins,
-    draws_from_its_generator_alone,
+    draws_from_its_noise_alone,
     leaves_network_and_inputs_alone,
     stays_put_in_a_box_without_width,
     takes_any_batch,

@@ -17,7 +17,7 @@ from ctkd.boxes import perturbation_box
 from ctkd.options import validate
 from ctkd.propagate import Network, margins_of
 from ctkd.testing.common import COMMON, leaves_global_state_alone
-from ctkd.testing.nets import CLASSES, NETS, TRAINABLE, above, batch, build, largest_loss, least_margins, trial_points
+from ctkd.testing.nets import CLASSES, NETS, TRAINABLE, above, batch, build, extreme_margins, largest_loss, trial_points
 from ctkd.testing.nets import values_at as values
 from ctkd.testing.runs import check_resumes, quick_settings, sandbox
 from ctkd.testing.steps import (
@@ -166,7 +166,8 @@ def gradient_reaches_every_parameter(subject: Subject) -> None:
 
 def repeats_under_its_seed(subject: Subject) -> None:
     """Two equal steps give the same loss and gradient bit for bit, whatever the global random numbers."""
-    check_repeats(subject, lambda: exercise(subject), "the loss or its gradient", "step.generator")
+    source, example = "step.noise", "step.noise.uniform(points)"
+    check_repeats(subject, lambda: exercise(subject), "the loss or its gradient", source, example)
 
 
 def evaluates_what_it_says(subject: Subject) -> None:
@@ -219,7 +220,9 @@ def _check_enclosed(subject: Subject, each: Enclosure, network: Network, labels:
     points = trial_points(network, each.inputs, labels)
     excess = [torch.zeros(())]
     if each.margins is not None:
-        excess.append(above(each.margins.detach(), least_margins(network, points, labels)).amax())
+        excess.append(above(each.margins.detach(), extreme_margins(network, points, labels)[0]).amax())
+    if each.upper_margins is not None:
+        excess.append(above(extreme_margins(network, points, labels)[1], each.upper_margins.detach()).amax())
     if each.loss is not None:
         excess.append(above(largest_loss(network, points, labels), each.loss.detach()).amax())
     if each.lower is not None:

@@ -25,7 +25,7 @@ from ctkd.testing.nets import (
     above,
     batch,
     build,
-    least_margins,
+    extreme_margins,
     trial_points,
     values_at,
 )
@@ -87,6 +87,17 @@ def _close(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and bool(torch.isclose(a, b, rtol=CLOSE, atol=CLOSE).all())
 
 
+def _interval_margins(subject: Subject, net: Traced, flow: Any, labels: Tensor, backend: Any) -> tuple[Tensor, Tensor]:
+    found = backend.interval_margins(net.network, flow, labels)
+    if not isinstance(found, tuple) or len(found) != 2:
+        subject.reject(
+            f"{net.where}: interval_margins returned {type(found).__name__}",
+            "PropagationBackend.interval_margins returns two tensors, lower and upper bounds",
+            "return both: they lie equally far from the margins at the centre",
+        )
+    return found
+
+
 def clean_pass_is_the_module(subject: Subject) -> None:
     """``clean_pass`` gives the logits of the module in training mode and its features, and moves no statistics."""
     backend = subject.create()
@@ -141,12 +152,14 @@ def bounds_hold(subject: Subject) -> None:
         network, box = net.network.detach(), net.box
         points = trial_points(network, box, net.labels)
         flow = backend.propagate(network, None, box, Needs())
-        least = least_margins(network, points, net.labels)
+        least, most = extreme_margins(network, points, net.labels)
+        low, high = _interval_margins(subject, net, flow, net.labels, backend)
         rows, others = margin_specification(net.labels, network.classes, net.x.dtype)
         bounds = {i: (low, high) for i, (low, high) in flow.pre_activation.items()}
         specified = least.gather(1, others)
         excess = {
-            "interval_margins": above(backend.interval_margins(network, flow, net.labels), least),
+            "lower interval_margins": above(low, least),
+            "upper interval_margins": above(most, high),
             "interval_lower": above(backend.interval_lower(network, flow, rows, slice(None)), specified),
             "relaxed_lower": above(backend.relaxed_lower(network, bounds, box, rows), specified),
         }
@@ -174,7 +187,7 @@ def bounds_have_their_shapes(subject: Subject) -> None:
             size, classes = len(net.x), net.network.classes
             twice = Box(torch.cat([net.box.lower] * 2), torch.cat([net.box.upper] * 2))
             flow = backend.propagate(net.network, net.x, twice, Needs())
-            margins = backend.interval_margins(net.network, flow, net.labels.repeat(2))
+            margins, upper = _interval_margins(subject, net, flow, net.labels.repeat(2), backend)
             rows, others = margin_specification(net.labels, classes, dtype)
             second = slice(size, 2 * size)
             lower = backend.interval_lower(net.network, flow, rows, second)
@@ -182,6 +195,7 @@ def bounds_have_their_shapes(subject: Subject) -> None:
             relaxed = backend.relaxed_lower(net.network, bounds, net.box, rows)
             for what, found, wanted in (
                 ("interval_margins", margins, (2 * size, classes)),
+                ("interval_margins", upper, (2 * size, classes)),
                 ("interval_lower", lower, (size, classes - 1)),
                 ("relaxed_lower", relaxed, (size, classes - 1)),
             ):
@@ -191,7 +205,7 @@ def bounds_have_their_shapes(subject: Subject) -> None:
                         f"PropagationBackend.{what} returns one row for each box, here {wanted} in {dtype}",
                         "compute in the dtype of the network",
                     )
-            if bool(margins.gather(1, net.labels.repeat(2)[:, None]).any()):
+            if any(bool(ends.gather(1, net.labels.repeat(2)[:, None]).any()) for ends in (margins, upper)):
                 subject.reject(
                     f"{net.where}: interval_margins is not 0 at the label",
                     "margins are 0 at the label, where they supply the 1 of the cross entropy",
@@ -221,8 +235,8 @@ def is_exact_without_a_radius(subject: Subject) -> None:
         exact = margins_of(net.network(net.x), net.labels)
         rows, others = margin_specification(net.labels, net.network.classes, net.x.dtype)
         relaxed = backend.relaxed_lower(net.network, dict(flow.pre_activation), box, rows)
-        interval = backend.interval_margins(net.network, flow, net.labels)
-        if not _close(interval, exact) or not _close(relaxed, exact.gather(1, others)):
+        low, high = _interval_margins(subject, net, flow, net.labels, backend)
+        if not _close(low, exact) or not _close(high, exact) or not _close(relaxed, exact.gather(1, others)):
             subject.reject(
                 f"{net.where}: for boxes with lower = upper bounds are not the exact margins",
                 "bounds of a set of one point are exact up to rounding: the ramp begins there",

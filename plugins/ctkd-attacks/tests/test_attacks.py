@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
+from ctkd.api import Noise
 from ctkd.boxes import Box, perturbation_box
 from ctkd.errors import BadInput
 from ctkd.propagate import Network, trace
@@ -43,6 +44,10 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+def noise(seed: int = 0) -> Noise:
+    return Noise(seed, "test", samples=torch.arange(10))
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -96,7 +101,7 @@ def test_stronger_than_one_step_and_inside_the_box(
 ) -> None:
     network, x, labels = digits
     box = perturbation_box(x, eps)
-    found = attack.perturb(network, x, labels, box, seeded())
+    found = attack.perturb(network, x, labels, box, noise())
     assert ((found >= box.lower) & (found <= box.upper)).all()
     broken = margins(network, found, labels) <= 0
     weak = margins(network, one_step(network, x, labels, eps), labels) <= 0
@@ -108,7 +113,7 @@ def test_stronger_than_one_step_and_inside_the_box(
 def test_every_part_breaks_something(digits: tuple[Network, Tensor, Tensor], part: Part) -> None:
     network, x, labels = digits
     attack = AutoAttack(AutoAttackOptions(parts=(part,), steps=10, targets=2, queries=50))
-    found = attack.perturb(network, x, labels, perturbation_box(x, 0.06), seeded())
+    found = attack.perturb(network, x, labels, perturbation_box(x, 0.06), noise())
     margin = margins(network, found, labels)
     assert (margin <= 0).any()
     assert (margin <= margins(network, x, labels)).all()
@@ -117,9 +122,9 @@ def test_every_part_breaks_something(digits: tuple[Network, Tensor, Tensor], par
 def test_the_next_part_sees_only_what_is_left(digits: tuple[Network, Tensor, Tensor]) -> None:
     network, x, labels = digits
     box = perturbation_box(x, 0.06)
-    first = AutoAttack(AutoAttackOptions(parts=("apgd-ce",), steps=5)).perturb(network, x, labels, box, seeded())
+    first = AutoAttack(AutoAttackOptions(parts=("apgd-ce",), steps=5)).perturb(network, x, labels, box, noise())
     both = AutoAttack(AutoAttackOptions(parts=("apgd-ce", "square"), steps=5, queries=20))
-    found = both.perturb(network, x, labels, box, seeded())
+    found = both.perturb(network, x, labels, box, noise())
     broken = margins(network, first, labels) <= 0
     assert broken.any()
     assert torch.equal(found[broken], first[broken])
@@ -131,15 +136,15 @@ def global_states() -> tuple[Any, ...]:
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_all_randomness_comes_from_the_generator(digits: tuple[Network, Tensor, Tensor], attack: Attack) -> None:
+def test_all_randomness_comes_from_the_noise(digits: tuple[Network, Tensor, Tensor], attack: Attack) -> None:
     network, x, labels = digits
     box = perturbation_box(x, 0.05)
     before = global_states()
-    found = attack.perturb(network, x, labels, box, seeded(1))
+    found = attack.perturb(network, x, labels, box, noise(1))
     assert global_states() == before
     torch.rand(3)  # another global state
-    assert torch.equal(found, attack.perturb(network, x, labels, box, seeded(1)))
-    assert not torch.equal(found, attack.perturb(network, x, labels, box, seeded(2)))
+    assert torch.equal(found, attack.perturb(network, x, labels, box, noise(1)))
+    assert not torch.equal(found, attack.perturb(network, x, labels, box, noise(2)))
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
@@ -147,7 +152,7 @@ def test_float64(digits: tuple[Network, Tensor, Tensor], attack: Attack) -> None
     network, x, labels = digits
     wide = x.double()
     box = perturbation_box(wide, 0.05)
-    found = attack.perturb(network.to(torch.float64), wide, labels, box, seeded())
+    found = attack.perturb(network.to(torch.float64), wide, labels, box, noise())
     assert found.dtype == torch.float64
     assert ((found >= box.lower) & (found <= box.upper)).all()
     assert (margins(network.to(torch.float64), found, labels) <= 0).any()
@@ -156,7 +161,7 @@ def test_float64(digits: tuple[Network, Tensor, Tensor], attack: Attack) -> None
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_a_radius_of_zero_gives_the_images_back(digits: tuple[Network, Tensor, Tensor], attack: Attack) -> None:
     network, x, labels = digits
-    assert torch.equal(attack.perturb(network, x, labels, perturbation_box(x, 0), seeded()), x)
+    assert torch.equal(attack.perturb(network, x, labels, perturbation_box(x, 0), noise()), x)
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
@@ -164,7 +169,7 @@ def test_a_radius_of_zero_gives_the_images_back(digits: tuple[Network, Tensor, T
 def test_few_samples(digits: tuple[Network, Tensor, Tensor], attack: Attack, count: int) -> None:
     network, x, labels = digits
     box = perturbation_box(x[:count], 0.02)
-    assert attack.perturb(network, x[:count], labels[:count], box, seeded()).shape == x[:count].shape
+    assert attack.perturb(network, x[:count], labels[:count], box, noise()).shape == x[:count].shape
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
@@ -172,7 +177,7 @@ def test_misclassified_samples_stay_misclassified(digits: tuple[Network, Tensor,
     network, x, labels = digits
     wrong = (labels + 1) % 10
     mixed = torch.where(torch.arange(len(x)) % 2 == 0, labels, wrong)
-    found = attack.perturb(network, x, mixed, perturbation_box(x, 0.01), seeded())
+    found = attack.perturb(network, x, mixed, perturbation_box(x, 0.01), noise())
     assert (margins(network, found, mixed) <= margins(network, x, mixed)).all()
 
 
@@ -183,7 +188,7 @@ def test_inputs_that_are_no_images(attack: Attack, shape: tuple[int, ...]) -> No
     x = torch.rand(6, *shape, generator=seeded())
     labels = module(x).argmax(1)
     box = perturbation_box(x, 0.3)
-    found = attack.perturb(module, x, labels, box, seeded())
+    found = attack.perturb(module, x, labels, box, noise())
     assert found.shape == x.shape
     assert ((found >= box.lower) & (found <= box.upper)).all()
 
@@ -201,7 +206,7 @@ def test_few_classes(classes: int, parts: tuple[str, ...]) -> None:
     module = small_module(classes)
     x = torch.rand(8, 1, 8, 8, generator=seeded())
     labels = module(x).argmax(1)
-    found = ATTACKS[0].perturb(module, x, labels, perturbation_box(x, 0.3), seeded())
+    found = ATTACKS[0].perturb(module, x, labels, perturbation_box(x, 0.3), noise())
     assert (margins(module, found, labels) <= 0).any()
 
 
@@ -210,11 +215,11 @@ def test_a_loss_that_is_undefined_is_refused_in_one_line() -> None:
     targeted = AutoAttack(AutoAttackOptions(parts=("apgd-ce", "apgd-t")))
     message = r"autoattack: part apgd-t needs at least 4 classes, and there are 3: use apgd-ce, fab-t or square"
     with pytest.raises(BadInput, match=message):
-        targeted.perturb(module, x, labels, perturbation_box(x, 0.1), seeded())
+        targeted.perturb(module, x, labels, perturbation_box(x, 0.1), noise())
     with pytest.raises(
         BadInput, match=r"apgd: loss=dlr needs at least 3 classes, and there are 2: use loss=cross-entropy"
     ):
-        ATTACKS[2].perturb(small_module(2), x, labels, perturbation_box(x, 0.1), seeded())
+        ATTACKS[2].perturb(small_module(2), x, labels, perturbation_box(x, 0.1), noise())
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
@@ -232,7 +237,7 @@ def test_gradients_that_say_nothing_give_no_point_that_is_not_a_number(attack: A
 
     x = torch.rand(4, 1, 8, 8, generator=seeded())
     labels = torch.ones(4, dtype=torch.int64)
-    found = attack.perturb(Flat.apply, x, labels, perturbation_box(x, 0.2), seeded())
+    found = attack.perturb(Flat.apply, x, labels, perturbation_box(x, 0.2), noise())
     assert found.isfinite().all()
 
 
@@ -247,7 +252,7 @@ def test_logits_are_not_written_to(digits: tuple[Network, Tensor, Tensor], attac
         kept.append((logits, logits.detach().clone()))
         return logits
 
-    attack.perturb(watched, x, labels, perturbation_box(x, 0.02), seeded())
+    attack.perturb(watched, x, labels, perturbation_box(x, 0.02), noise())
     assert all(torch.equal(logits, copy) for logits, copy in kept)
 
 
@@ -258,7 +263,7 @@ def test_a_point_that_is_not_a_number_breaks_nothing(
     nowhere = torch.full_like(x, torch.nan)
     found = (nowhere, None, None, nowhere)
     monkeypatch.setattr("ctkd_attacks.attacks.APGDAttack.attack_single_run", lambda self, x, labels: found)
-    assert torch.equal(ATTACKS[1].perturb(network, x, labels, perturbation_box(x, 0.1), seeded()), x)
+    assert torch.equal(ATTACKS[1].perturb(network, x, labels, perturbation_box(x, 0.1), noise()), x)
 
 
 def test_nothing_is_searched_where_all_is_broken(digits: tuple[Network, Tensor, Tensor]) -> None:
@@ -270,7 +275,7 @@ def test_nothing_is_searched_where_all_is_broken(digits: tuple[Network, Tensor, 
         return network(points)
 
     wrong = (labels + 1) % 10
-    found = ATTACKS[0].perturb(counted, x, wrong, perturbation_box(x, 0.1), seeded())
+    found = ATTACKS[0].perturb(counted, x, wrong, perturbation_box(x, 0.1), noise())
     assert torch.equal(found, x)
     assert len(calls) <= 2
 
@@ -280,7 +285,7 @@ def test_parameters_get_no_gradient(attack: Attack) -> None:
     module = small_module(10).train()
     x = torch.rand(4, 1, 8, 8, generator=seeded())
     labels = module(x).argmax(1)
-    found = attack.perturb(module, x, labels, perturbation_box(x, 0.05), seeded())
+    found = attack.perturb(module, x, labels, perturbation_box(x, 0.05), noise())
     assert not found.requires_grad
     assert all(parameter.grad is None and parameter.requires_grad for parameter in module.parameters())
     assert module.training
@@ -298,14 +303,14 @@ def test_the_worst_point_of_a_linear_network_is_found(seed: int, eps: float, wid
     box = perturbation_box(x, eps)
     direction = weight[labels] - weight[1 - labels]
     corner = torch.where(direction > 0, box.lower, box.upper)
-    found = ATTACKS[1].perturb(lambda points: points @ weight.T, x, labels, box, seeded())
+    found = ATTACKS[1].perturb(lambda points: points @ weight.T, x, labels, box, noise())
     torch.testing.assert_close((direction * found).sum(1), (direction * corner).sum(1), atol=1e-4, rtol=1e-4)
 
 
 def test_a_box_that_is_not_symmetric_is_kept_to(digits: tuple[Network, Tensor, Tensor]) -> None:
     network, x, labels = digits
     box = Box((x - 0.01).clamp(0, 1), (x + 0.1).clamp(0, 1))
-    found = ATTACKS[0].perturb(network, x, labels, box, seeded())
+    found = ATTACKS[0].perturb(network, x, labels, box, noise())
     assert ((found >= box.lower) & (found <= box.upper)).all()
     assert (margins(network, found, labels) <= 0).any()
 

@@ -21,7 +21,7 @@ from pyautoattack.fab_pt import FABAttack_PT
 from pyautoattack.square import SquareAttack
 from torch import Tensor
 
-from ctkd.api import Box
+from ctkd.api import Box, Noise
 from ctkd.errors import BadInput
 from ctkd_attacks.options import FEWEST_CLASSES, APGDOptions, AutoAttackOptions, Part, standard
 
@@ -48,7 +48,7 @@ class AutoAttack:
         x: Tensor,
         labels: Tensor,
         box: Box,
-        generator: torch.Generator,
+        noise: Noise,
         reference: Tensor | None = None,
     ) -> Tensor:
         """(batch, *input_shape) inside the box.
@@ -57,7 +57,7 @@ class AutoAttack:
             BadInput: a part was asked for whose loss is undefined for so few classes.
         """
         best, margin = _replayed(logits, x, labels, box)
-        with _isolated(generator):
+        with _isolated(noise):
             for search in self._searches(_classes_of(logits, x)):
                 rows = margin > 0
                 if not rows.any():
@@ -97,7 +97,7 @@ class APGD:
         x: Tensor,
         labels: Tensor,
         box: Box,
-        generator: torch.Generator,
+        noise: Noise,
         reference: Tensor | None = None,
     ) -> Tensor:
         """(batch, *input_shape) inside the box.
@@ -109,7 +109,7 @@ class APGD:
         if loss == "dlr":
             _check_classes("apgd-dlr", _classes_of(logits, x), "apgd: loss=dlr", "loss=cross-entropy")
         best, margin = _replayed(logits, x, labels, box)
-        with _isolated(generator):
+        with _isolated(noise):
             for _ in range(self.options.restarts):
                 found = _run(partial(_apgd, loss=loss, steps=self.options.steps), logits, x, labels, box)
                 best, margin = _keep(best, margin, found)
@@ -207,9 +207,9 @@ def _check_classes(part: Part, classes: int, what: str, instead: str) -> None:
 
 
 @contextmanager
-def _isolated(generator: torch.Generator) -> Iterator[None]:
+def _isolated(noise: Noise) -> Iterator[None]:
     """The authors draw from torch's global CPU generator, on every device: seed it from ours, then put it back."""
-    seed = int(torch.randint(2**62, (), generator=generator))
+    seed = int(torch.randint(2**62, (), generator=noise.generator))
     with torch.random.fork_rng(devices=()):
         torch.default_generator.manual_seed(seed)
         yield
