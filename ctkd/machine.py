@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The ctkd contributors
 # SPDX-License-Identifier: MIT
-"""How the C library serves large tensors on a CPU."""
+"""Settings of the whole process while ctkd computes, put back afterwards."""
 
 from __future__ import annotations
 
@@ -9,10 +9,35 @@ import ctypes
 import platform
 from collections.abc import Iterator
 
+import torch
+
 TRIM_THRESHOLD, MMAP_MAX = -1, -4
 """Parameters of glibc's ``mallopt`` (malloc.h)."""
 USUAL = {TRIM_THRESHOLD: 128 * 1024, MMAP_MAX: 65536}
 KEEPING = {TRIM_THRESHOLD: 2**31 - 1, MMAP_MAX: 0}
+
+
+@contextlib.contextmanager
+def prepared() -> Iterator[None]:
+    """Full float32 products, and freed memory kept for the next step."""
+    with full_precision(), kept_memory():
+        yield
+
+
+@contextlib.contextmanager
+def full_precision() -> Iterator[None]:
+    """float32 means float32: no TF32 and no bfloat16 inside convolutions and matrix products, on any device.
+
+    PyTorch allows TF32 in CUDA's convolutions by default, which makes bounds wrong by more than any tolerance.
+    """
+    matmul, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(matmul)
+        torch.backends.cudnn.allow_tf32 = convolutions
 
 
 @contextlib.contextmanager

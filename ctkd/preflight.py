@@ -32,6 +32,14 @@ def check_device(device: str) -> None:
         raise BadInput(f"train.device={device}: {str(error).splitlines()[0]}") from None
 
 
+def check_precision(config: RunConfig) -> None:
+    if config.train.precision == "bf16" and config.propagation.name != "native":
+        raise BadInput(
+            f"train.precision=bf16 needs propagation.name=native, which alone computes in bfloat16; "
+            f"{config.propagation.name} works with fp32 and mixed"
+        )
+
+
 def check_student(config: RunConfig, data: Data, reporter: Reporter) -> None:
     """Everything that can be refused is refused here, before a folder is made."""
     sample_range(data, config.certify)

@@ -37,6 +37,7 @@ FLAGS = {
     "seed": "train.seed",
     "device": "train.device",
     "threads": "train.threads",
+    "precision": "train.precision",
 }
 """Short forms of settings that a configuration is usually given by."""
 CONFIG_OPTIONS = [
@@ -53,6 +54,7 @@ CONFIG_OPTIONS = [
     click.option("--seed", type=int, help="Seed of everything random."),
     click.option("--device", help="Where to train: cpu, cuda."),
     click.option("--threads", type=int, help="CPU threads."),
+    click.option("--precision", help="Arithmetic of the training: fp32, mixed (attack in bfloat16), bf16."),
     click.option("--set", "settings", multiple=True, metavar="SECTION.KEY=VALUE", help="Set any option; repeatable."),
     click.option("--config", type=click.Path(path_type=Path), help="TOML file, one table per role; flags override it."),
 ]

@@ -9,17 +9,20 @@ flow through the statistics into the pass that produced them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ctkd.propagate.network import Network, Node
-from ctkd.propagate.ops import Affine, Linear, Op, Scale
+from ctkd.distributed import whole
+from ctkd.propagate.batch_norm import normalise
+from ctkd.propagate.network import Network, Node, lowered
+from ctkd.propagate.ops import Affine, Linear, Op, Relu, Scale
 from ctkd.propagate.ops.base import channels
+from ctkd.propagate.ops.compiled import CompiledRelu
 
 
 class Moments(NamedTuple):
@@ -29,6 +32,9 @@ class Moments(NamedTuple):
     variance: Tensor
     size: int
 
+
+HEAVY = 2**20
+"""Weights of a fully connected layer from which on ``Graph.bind`` does not fold batch statistics into it."""
 
 Statistics = Mapping[int, Moments]
 """Batch-norm statistics by traced node."""
@@ -55,12 +61,12 @@ class BatchNorm:
             shift = shift + norm.bias
         return Scale(channels(factor, rank), channels(shift, rank))
 
-    def moments(self, x: Tensor) -> Moments:
-        dims = [d for d in range(x.dim()) if d != 1]
-        # Two passes: as exact as torch.var_mean, which is several times slower on a CPU.
-        mean = x.mean(dims)
-        variance = (x - channels(mean, x.dim())).square().mean(dims)
-        return Moments(mean, variance, x.numel() // x.shape[1])
+    def batch(self, x: Tensor) -> tuple[Tensor, Moments]:
+        """The layer in training mode on a batch, and the statistics of it."""
+        norm = self.module
+        affine = (norm.weight, norm.bias) if norm.affine else (None, None)
+        result, mean, variance = normalise(x, *affine, norm.eps)
+        return result, Moments(mean, variance, whole(x.numel() // x.shape[1]))
 
 
 @dataclass(frozen=True)
@@ -84,9 +90,26 @@ class CleanPass(NamedTuple):
 class Graph:
     """A classifier as a graph of operators. Made by ``ctkd.propagate.trace``."""
 
-    def __init__(self, module: nn.Module, nodes: list[TracedNode]) -> None:
+    def __init__(self, module: nn.Module, nodes: Sequence[TracedNode], compute: torch.dtype | None = None) -> None:
         self.module = module
         self.nodes = tuple(nodes)
+        self.compute = compute
+
+    def lowered(self, dtype: torch.dtype) -> Graph:
+        """The same classifier, computing in ``dtype`` as ``Network.lowered`` does; its parameters stay."""
+        return Graph(self.module, self.nodes, dtype)
+
+    def compiled(self) -> Graph:
+        """The same classifier with compiled training bounds of its rectifiers; nothing else knows how to store them."""
+        return self._with(Relu, CompiledRelu)
+
+    def interpreted(self) -> Graph:
+        """The inverse of ``compiled``."""
+        return self._with(CompiledRelu, Relu)
+
+    def _with(self, old: type[Relu], new: type[Relu]) -> Graph:
+        nodes = [replace(node, make=new) if node.make is old else node for node in self.nodes]
+        return Graph(self.module, nodes, self.compute)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -142,7 +165,7 @@ class Graph:
                 op: Op = node.make.scale(None if statistics is None else statistics[i], len(node.shape) + 1)
             else:
                 op = node.make()
-            merged = self._merged(i, op, bound[inputs[0]])
+            merged = None if statistics and self._heavy(i, bound[inputs[0]]) else self._merged(i, op, bound[inputs[0]])
             if merged is not None:
                 before = bound[inputs[0]]
                 bound[inputs[0]] = Node(merged, before.inputs, before.shape, before.path)
@@ -150,7 +173,12 @@ class Graph:
                 continue
             bound.append(Node(op, inputs, node.shape, node.path))
             place[i] = len(bound) - 1
-        return Network(tuple(bound))
+        network = Network(tuple(bound))
+        return network if self.compute is None else network.lowered(self.compute)
+
+    def _heavy(self, i: int, before: Node) -> bool:
+        """Whether, in training, scaling the outputs of a hidden fully connected layer is cheaper than its weights."""
+        return isinstance(before.op, Linear) and before.op.weight.numel() >= HEAVY and i != len(self.nodes) - 1
 
     def _merged(self, i: int, op: Op, before: Node) -> Affine | None:
         if not isinstance(op, Scale) or i not in self._mergeable or not isinstance(before.op, Affine):
@@ -170,16 +198,17 @@ class Graph:
         tap = self._tap
         for i, node in enumerate(self.nodes[1:], start=1):
             if isinstance(node.make, BatchNorm):
-                statistics[i] = node.make.moments(values[node.inputs[0]])
-                op: Any = node.make.scale(statistics[i], len(node.shape) + 1)
+                values[i], statistics[i] = node.make.batch(values[node.inputs[0]])
             else:
-                assert node.make is not None
-                op = node.make()
-            values[i] = op(*(values[source] for source in node.inputs))
+                op = self._op(i)
+                if self.compute is not None and tap is not None and tap not in node.inputs:
+                    op = lowered(op, self.compute)
+                values[i] = op(*(values[source] for source in node.inputs))
             for source in node.inputs:
                 if last[source] == i and source != tap:
                     values.pop(source, None)
-        return CleanPass(values[len(self.nodes) - 1], None if tap is None else values[tap], statistics)
+        logits = values[len(self.nodes) - 1]
+        return CleanPass(logits, None if tap is None else values[tap].to(logits.dtype), statistics)
 
     @torch.no_grad()
     def blended(self, statistics: Statistics) -> dict[int, Moments]:

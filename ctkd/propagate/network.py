@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ctkd.propagate.ops import Activation, Linear, Nonlinear, Op
+from ctkd.propagate.ops import Activation, Conv, Linear, Nonlinear, Op
 
 FORMAT = "ctkd-network-1"
 
@@ -33,6 +33,15 @@ class Node:
     def apply(self, values: Mapping[int, Tensor]) -> Tensor:
         assert self.op is not None
         return self.op(*(values[i] for i in self.inputs))
+
+    def lowered(self, dtype: torch.dtype) -> Node:
+        """The same node, computing in ``dtype`` if it is a convolution or fully connected."""
+        return dataclasses.replace(self, op=self.op and lowered(self.op, dtype))
+
+
+def lowered(op: Op, dtype: torch.dtype) -> Op:
+    """The same operator, computing in ``dtype`` if it is a convolution or fully connected."""
+    return op.map(lambda tensor: tensor.to(dtype)) if isinstance(op, Conv | Linear) else op
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,9 +111,21 @@ class Network:
     def to(self, target: torch.dtype | torch.device | str) -> Network:
         return self.map(lambda tensor: tensor.to(target))
 
+    def lowered(self, dtype: torch.dtype) -> Network:
+        """The same network with convolutions and hidden fully connected layers computing in ``dtype``.
+
+        The last affine layer keeps its type, and logits with it; a network that does not end in one stays as it is.
+        Operators take what they get into their own type.
+        """
+        if self.head is None:
+            return self
+        last = self.output
+        return Network(tuple(node if i == last else node.lowered(dtype) for i, node in enumerate(self.nodes)))
+
     @property
     def dtype(self) -> torch.dtype:
-        return next(tensor.dtype for node in self.nodes if node.op for _, tensor in node.op.tensors())
+        """Of the last layer that has tensors."""
+        return next(tensor.dtype for node in reversed(self.nodes) if node.op for _, tensor in node.op.tensors())
 
     # Storage ---------------------------------------------------------------------------------------------
 

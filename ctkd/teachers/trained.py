@@ -51,6 +51,8 @@ class TrainedOptions(Options):
     """Images per step."""
     l1: NonNegative = 0.0
     """Weight of the sum of absolute weights."""
+    precision: Literal["fp32", "mixed"] = "fp32"
+    """``mixed``: the attack runs in bfloat16."""
     seed: Index | None = None
     """None: the run's seed."""
     keep: str = "last"
@@ -115,6 +117,7 @@ def schedule(options: TrainedOptions, context: TeacherContext, **more: Any) -> T
         shi_weight=0.0,
         init="default",
         seed=context.seed if options.seed is None else options.seed,
+        precision=options.precision,
         threads=context.threads,
         device=context.device,
     )

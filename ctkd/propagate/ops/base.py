@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import torch
 from torch import Tensor
 
+from ctkd.propagate.ops.relaxation import Relaxation
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -120,39 +122,6 @@ class Activation(Nonlinear):
 
     def interval(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
         return self(lower), self(upper)
-
-
-class Relaxation:
-    """Affine functions below and above a nonlinear one, for a batch of boxes."""
-
-    def backward(self, rows: Tensor, sample: Tensor) -> tuple[Tensor, Tensor | None]:
-        """A lower bound of ``rows . f(x)`` as rows on x and a constant per row, (rows,) or None.
-
-        Args:
-            rows: (rows, *out_shape). A positive coefficient takes the function below, a negative one that above.
-            sample: (rows,), to which sample of the batch each row belongs.
-        """
-        raise NotImplementedError
-
-
-@dataclass(frozen=True, eq=False)
-class Lines(Relaxation):
-    """``lower_slope x + lower_shift <= f(x) <= upper_slope x + upper_shift``; a shift of None is zero."""
-
-    lower_slope: Tensor
-    upper_slope: Tensor
-    lower_shift: Tensor | None
-    upper_shift: Tensor | None
-
-    def backward(self, rows: Tensor, sample: Tensor) -> tuple[Tensor, Tensor | None]:
-        positive, negative = rows.clamp(min=0), rows.clamp(max=0)
-        result = positive * self.lower_slope[sample] + negative * self.upper_slope[sample]
-        constant: Tensor | None = None
-        for part, shift in ((positive, self.lower_shift), (negative, self.upper_shift)):
-            if shift is not None:
-                term = (part * shift[sample]).flatten(1).sum(1)
-                constant = term if constant is None else constant + term
-        return result, constant
 
 
 def channels(vector: Tensor, rank: int) -> Tensor:

@@ -6,11 +6,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.grad import conv2d_input
 
 from ctkd.propagate.ops.base import Affine
 from ctkd.propagate.ops.layout import fast_layout
+from ctkd.propagate.ops.strided import convolve
 
 Pair = tuple[int, int]
 
@@ -24,13 +27,21 @@ def _pull_back(
     dilation: Pair,
     groups: int,
 ) -> Tensor:
-    """The transposed convolution, with the output padding that restores ``in_shape`` exactly."""
+    """The transposed convolution to ``in_shape``, by whichever of three equal ways is fast."""
+    # To one channel oneDNN is slow; in float64 it does nothing, and PyTorch's own convolution is faster backwards.
+    rows, shape = fast_layout(rows.to(weight.dtype)), (rows.shape[0], *in_shape)
+    if groups == 1 and in_shape[0] == 1 and rows.device.type == "cpu" and dilation == (1, 1):
+        columns = weight.flatten(1).t() @ rows.flatten(2)
+        return F.fold(columns, in_shape[1:], weight.shape[2:], 1, padding, stride)
+    if rows.dtype == torch.float64:
+        pulled: Tensor = conv2d_input(shape, weight, rows, stride, padding, dilation, groups)  # type: ignore[no-untyped-call]
+        return pulled
     extra = tuple(
         in_shape[1 + i]
         - ((rows.shape[2 + i] - 1) * stride[i] - 2 * padding[i] + dilation[i] * (weight.shape[2 + i] - 1) + 1)
         for i in range(2)
     )
-    return F.conv_transpose2d(fast_layout(rows), weight, None, stride, padding, extra, groups, dilation)
+    return F.conv_transpose2d(rows, weight, None, stride, padding, extra, groups, dilation)
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +56,8 @@ class Conv(Affine):
     groups: int
 
     def _apply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return F.conv2d(fast_layout(x), weight, bias, self.stride, self.padding, self.dilation, self.groups)
+        x = fast_layout(x.to(weight.dtype))
+        return convolve(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         return self._apply(inputs[0], self.weight, self.bias)
@@ -55,7 +67,7 @@ class Conv(Affine):
 
     def backward(self, rows: Tensor, in_shape: tuple[int, ...]) -> tuple[Tensor, Tensor | None]:
         pulled = _pull_back(rows, self.weight, in_shape, self.stride, self.padding, self.dilation, self.groups)
-        return pulled, rows.sum((2, 3)) @ self.bias
+        return pulled, rows.sum((2, 3)) @ self.bias.to(rows.dtype)
 
     def then_scale(self, scale: Tensor, shift: Tensor) -> Conv:
         scale, shift = scale.flatten(), shift.flatten()

@@ -20,10 +20,10 @@ class Scale(Affine):
     shift: Tensor
 
     def __call__(self, *inputs: Tensor) -> Tensor:
-        return inputs[0] * self.scale + self.shift
+        return (inputs[0] * self.scale + self.shift).to(inputs[0].dtype)
 
     def radius(self, radius: Tensor) -> Tensor:
-        return radius * self.scale.abs()
+        return (radius * self.scale.abs()).to(radius.dtype)
 
     def backward(self, rows: Tensor, in_shape: tuple[int, ...]) -> tuple[Tensor, Tensor | None]:
         return rows * self.scale, (rows * self.shift).flatten(1).sum(1)

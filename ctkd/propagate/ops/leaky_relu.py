@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ctkd.propagate.ops.base import Activation, Lines
+from ctkd.propagate.ops.base import Activation
+from ctkd.propagate.ops.relaxation import Lines
 from ctkd.propagate.ops.relu import Relu
 
 

@@ -18,7 +18,8 @@ WORTH = 2**22
 
 
 def dense(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``F.linear``. Large float32 products on a CPU go to oneDNN: PyTorch's own choice, MKL, is slow on AMD."""
+    """``F.linear`` in the weight's type; large float32 products on a CPU by oneDNN, since MKL is slow on AMD."""
+    x = x.to(weight.dtype)
     if _onednn(x, weight):
         result: Tensor = _Dense.apply(x, weight, bias)  # type: ignore[no-untyped-call]
         return result
@@ -73,7 +74,7 @@ class Linear(Affine):
         return dense(radius, self.weight.abs(), None)
 
     def backward(self, rows: Tensor, in_shape: tuple[int, ...]) -> tuple[Tensor, Tensor | None]:
-        return rows @ self.weight, rows @ self.bias
+        return dense(rows, self.weight.t(), None), rows @ self.bias.to(rows.dtype)
 
     def then_scale(self, scale: Tensor, shift: Tensor) -> Linear:
         scale, shift = scale.flatten(), shift.flatten()

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ctkd.propagate.ops.base import Nonlinear, Relaxation
+from ctkd.propagate.ops.base import Nonlinear
+from ctkd.propagate.ops.relaxation import Relaxation
 
 Pair = tuple[int, int]
 
@@ -86,9 +87,14 @@ class Selection(Relaxation):
     pixels: int
     in_shape: tuple[int, ...]
 
-    def backward(self, rows: Tensor, sample: Tensor) -> tuple[Tensor, Tensor | None]:
+    def backward(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
         positive, negative = rows.clamp(min=0), rows.clamp(max=0)
-        passed = positive + negative * self.certain[sample]
-        result = rows.new_zeros(*rows.shape[:2], self.pixels)
-        result = result.scatter_add(2, self.chosen[sample].flatten(2), passed.flatten(2))
-        return result.reshape(-1, *self.in_shape), (negative * self.ceiling[sample]).flatten(1).sum(1)
+        passed = positive + negative * self.certain.unsqueeze(1)
+        chosen = self.chosen.unsqueeze(1).expand_as(rows).flatten(3)
+        result = rows.new_zeros(*rows.shape[:3], self.pixels).scatter_add(3, chosen, passed.flatten(3))
+        constant = (negative * self.ceiling.unsqueeze(1)).flatten(2).sum(2)
+        return result.reshape(*rows.shape[:2], *self.in_shape), constant
+
+    def __getitem__(self, samples: Tensor | slice) -> Selection:
+        chosen, certain, ceiling = self.chosen[samples], self.certain[samples], self.ceiling[samples]
+        return Selection(chosen, certain, ceiling, self.pixels, self.in_shape)

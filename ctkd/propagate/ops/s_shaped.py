@@ -11,7 +11,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ctkd.propagate.ops.base import Activation, Lines
+from ctkd.propagate.ops.base import Activation
+from ctkd.propagate.ops.relaxation import Lines
 
 
 @dataclass(frozen=True, eq=False)
