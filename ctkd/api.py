@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from ctkd.boxes import Box as Box
+from ctkd.distributed import batch_mean as batch_mean
 from ctkd.divergence import divergence_from as divergence_from
 from ctkd.enclosure import Enclosure as Enclosure
 from ctkd.enclosure import Kind as Kind
 from ctkd.enclosure import cross_entropy as cross_entropy
+from ctkd.randomness import Noise as Noise
 from ctkd.runfolder import RunFolder as RunFolder
 from ctkd.train.options import TrainOptions as TrainOptions
 
@@ -108,7 +110,7 @@ class Step(Protocol):
     """The student with this step's statistics folded; it can be propagated again from any node."""
     flow: Flow | None
     """The joint pass; None where nothing went through it."""
-    generator: torch.Generator
+    noise: Noise
     """For a method's own randomness; differs from step to step, and repeats when a run is resumed."""
 
     def __getitem__(self, name: str) -> Enclosure:
@@ -163,7 +165,11 @@ class BoundMethod(Protocol):
         ...
 
     def combine(self, step: Step) -> Tensor:
-        """The robust part of the loss: (batch,) or a scalar. Not called while eps is 0."""
+        """The robust part of the loss: (batch,) or a scalar. Not called while eps is 0.
+
+        With several processes ``batch`` is this process's slice. A scalar that is not linear in the samples' losses
+        must average over the global batch, by ``ctkd.api.batch_mean`` in place of ``mean()``.
+        """
         ...
 
 
@@ -249,14 +255,15 @@ class Attack(Protocol):
         x: Tensor,
         labels: Tensor,
         box: Box,
-        generator: torch.Generator,
+        noise: Noise,
         reference: Tensor | None = None,
     ) -> Tensor:
         """(batch, *input_shape) inside the box, like ``x`` in type and device.
 
         ``logits`` is the student folded with this step's batch statistics as constants; its weights need no gradient.
         Gradients may be enabled or not when this is called, and the result is detached by core.
-        All randomness comes from ``generator``, which lives on the CPU wherever ``x`` does.
+        All randomness comes from ``noise``: ``noise.uniform(x)`` and ``noise.normal(x)`` are like ``x``, and a sample's
+        numbers do not depend on the batch it is in; ``noise[rows]`` is for some of the samples.
         ``reference``: logits (batch, classes) at the clean input of the network that the attribute names. An attack
         with ``calls_teacher`` has one more keyword, ``teacher``: the first teacher's logits as a function of inputs,
         with gradients. Each is passed only where it is asked for.
@@ -406,8 +413,8 @@ class PropagationBackend(Protocol):
         """Points and boxes through the network, in one pass; at least one of the two is given."""
         ...
 
-    def interval_margins(self, network: Network, flow: Flow, labels: Tensor) -> Tensor:
-        """Lower bounds of the margins of the flow's boxes, (boxes, classes), 0 at the label."""
+    def interval_margins(self, network: Network, flow: Flow, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Lower and upper bounds of the margins of the flow's boxes, each (boxes, classes), 0 at the label."""
         ...
 
     def interval_lower(self, network: Network, flow: Flow, rows: Tensor, boxes: slice) -> Tensor:

@@ -31,6 +31,8 @@ class Enclosure:
         loss: (batch,), a method's own robust loss on the set, where it is not the cross entropy of the margins.
         lower: (batch, specs, classes) -> (batch, specs): lower estimates, over the set, of the linear functionals
             of the logits that the rows are; the margins are those of the rows ``e_label - e_j``. Exact for a point.
+        upper_margins: (batch, classes), an upper estimate of what ``margins`` estimates from below: the same numbers
+            for a point; 0 at j = label. None where nobody gave one.
         statistics: which batch-norm statistics it was computed with.
         kind: ``mixed`` once enclosures were combined: then it holds for no set, it is an estimate.
     """
@@ -43,6 +45,7 @@ class Enclosure:
     logits: Tensor | None = None
     loss: Tensor | None = None
     lower: Callable[[Tensor], Tensor] | None = None
+    upper_margins: Tensor | None = None
     statistics: Literal["batch", "running"] = "batch"
 
     def mix(self, other: Enclosure, weight: float) -> Enclosure:
@@ -73,16 +76,20 @@ class Enclosure:
             margins=blend(self.margins, other.margins),
             loss=blend(self.loss, other.loss),
             lower=lower if self.lower is not None and other.lower is not None else None,
+            upper_margins=blend(self.upper_margins, other.upper_margins),
             statistics=other.statistics,
         )
 
     def with_margins(self, margins: Tensor, lower: Callable[[Tensor], Tensor] | None = None) -> Enclosure:
-        """The same set with other lower estimates of the margins, and of other functionals if ``lower`` is given."""
+        """The same set with other lower estimates of the margins, and of other functionals if ``lower`` is given.
+
+        The upper estimates stay: what they say of the set is still so.
+        """
         return replace(self, margins=margins, lower=lower or self.lower)
 
     def estimated(self, loss: Tensor) -> Enclosure:
         """The same features with a robust loss of a method's own, (batch,): an estimate, so it holds for no set."""
-        return replace(self, kind="mixed", loss=loss, margins=None)
+        return replace(self, kind="mixed", loss=loss, margins=None, upper_margins=None)
 
     def robust_loss(self) -> Tensor:
         """(batch,): the enclosure's own loss where it has one, else ``cross_entropy(margins)``."""

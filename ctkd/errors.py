@@ -42,6 +42,14 @@ class Interrupted(CtkdError):
         self.exit_code = 128 + signal_number
 
 
+class Elsewhere(CtkdError):
+    """Another process of the same run failed first, and says why."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__("another process of this run failed first; its message says why")
+        self.exit_code = exit_code
+
+
 def nearest(name: str, choices: Iterable[str]) -> str:
     """A hint for a mistyped name: the closest choice first, then all of them."""
     names = sorted(choices)

@@ -43,3 +43,9 @@ class Silent:
         import warnings
 
         warnings.warn(message, stacklevel=2)
+
+
+class Mute(Silent):
+    """Reports nothing at all: a process whose leader speaks for it."""
+
+    def warn(self, message: str) -> None: ...

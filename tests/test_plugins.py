@@ -271,12 +271,12 @@ class WrongAttack:
 
     def __init__(self, options: StepOptions) -> None: ...
 
-    def perturb(self, logits: Any, x: torch.Tensor, labels: Any, box: Any, generator: Any) -> torch.Tensor:
+    def perturb(self, logits: Any, x: torch.Tensor, labels: Any, box: Any, noise: Any) -> torch.Tensor:
         return x.double()
 
 
 class NaNAttack(WrongAttack):
-    def perturb(self, logits: Any, x: torch.Tensor, labels: Any, box: Any, generator: Any) -> torch.Tensor:
+    def perturb(self, logits: Any, x: torch.Tensor, labels: Any, box: Any, noise: Any) -> torch.Tensor:
         return x * torch.nan
 
 
@@ -286,9 +286,7 @@ class CallsTeacher(WrongAttack):
     calls_teacher = True
     asked = 0
 
-    def perturb(
-        self, logits: Any, x: torch.Tensor, labels: Any, box: Any, generator: Any, *, teacher: Any
-    ) -> torch.Tensor:
+    def perturb(self, logits: Any, x: torch.Tensor, labels: Any, box: Any, noise: Any, *, teacher: Any) -> torch.Tensor:
         with torch.enable_grad():
             point = x.clone().requires_grad_()
             (gradient,) = torch.autograd.grad(teacher(point).sum(), point)

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from ctkd.cli.common import json_option, parse_setting, print_json, reporter, results_table
+from ctkd.distributed import launched
 
 EPILOG = """\b
 Examples:
@@ -45,4 +46,5 @@ def command(
     flags = {"certify.samples": samples, "certify.start": start}
     values |= {key: value for key, value in flags.items() if value is not None}
     summary = certify(run, eps=eps, data_dir=data_dir, settings=values, reporter=reporter())
-    print_json(summary) if as_json else results_table(summary)
+    if launched()[0] == 0:  # one process speaks
+        print_json(summary) if as_json else results_table(summary)

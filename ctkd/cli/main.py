@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import click
 
+from ctkd.distributed import launched, reports
 from ctkd.errors import BadInput, CtkdError
 from ctkd.plugins import load, registry
 
@@ -57,12 +58,15 @@ class Commands(click.Group):
 @click.version_option(package_name="ctkd", message="%(prog)s %(version)s")
 def cli() -> None:
     """Train small networks that can be proved robust (L-infinity), with the help of robust teachers."""
-    for failure in registry().failures:
+    for failure in registry().failures if launched()[0] == 0 else ():
         click.echo(f"warning: {failure}", err=True)
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run the command line; returns the exit code. Errors are one line each on standard error."""
+    """Run the command line; returns the exit code. Errors are one line each on standard error.
+
+    Of several processes (``ctkd.distributed``) one reports.
+    """
     try:
         for argument in arguments:
             if not argument.isprintable():
@@ -71,27 +75,32 @@ def run(arguments: Sequence[str]) -> int:
         return result if isinstance(result, int) else 0
     except BadInput as error:
         for message in error.messages:
-            print(f"error: {message}", file=sys.stderr)
+            _print_error(error, f"error: {message}")
         return error.exit_code
     except CtkdError as error:
-        if os.environ.get("CTKD_TRACEBACK"):
+        if os.environ.get("CTKD_TRACEBACK") and reports(error):
             traceback.print_exception(error)
-        print(f"error: {error}", file=sys.stderr)
+        _print_error(error, f"error: {error}")
         return error.exit_code
     except click.exceptions.NoArgsIsHelpError as error:
         print(error.format_message())
         return 0
     except click.UsageError as error:
-        print(f"error: {_usage(error)}", file=sys.stderr)
+        _print_error(error, f"error: {_usage(error)}")
         return 2
-    except (click.Abort, KeyboardInterrupt):
-        print("interrupted", file=sys.stderr)
+    except (click.Abort, KeyboardInterrupt) as error:
+        _print_error(error, "interrupted")
         return 130
     except BrokenPipeError:
         return 1
     except OSError as error:  # a full disk, a folder that vanished
-        print(f"error: {error.filename or 'file'}: {error.strerror or error}", file=sys.stderr)
+        _print_error(error, f"error: {error.filename or 'file'}: {error.strerror or error}")
         return 1
+
+
+def _print_error(error: BaseException, line: str) -> None:
+    if reports(error):
+        print(line, file=sys.stderr)
 
 
 def _usage(error: click.UsageError) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from ctkd.cli.common import config_options, json_option, print_json, reporter, results_table, settings_of
+from ctkd.distributed import launched
 from ctkd.errors import BadInput
 
 EPILOG = """\b
@@ -72,6 +73,8 @@ def command(
             reporter=reporter(),
             command=shlex.join(["ctkd", *sys.argv[1:]]),
         )
+    if launched()[0] != 0:  # one process speaks
+        return
     if as_json:
         print_json({"run": str(folder.path), **summary})
         return

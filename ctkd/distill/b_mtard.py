@@ -92,6 +92,8 @@ class BMTARD:
     def loss(self, enclosure: Enclosure, lesson: Lesson) -> Tensor:
         import torch
 
+        from ctkd.api import batch_mean
+
         fresh = lesson.schedule.step != self.step
         if fresh:
             self.softening = self.temperatures
@@ -105,7 +107,7 @@ class BMTARD:
         natural = lesson.record("logits-natural-teacher", divergence_from(softened[1], clean_logits(lesson)))
         if fresh:
             self.step = lesson.schedule.step
-            self._balance(torch.stack([adversarial.detach().mean(), natural.detach().mean()]).double())
+            self._balance(torch.stack([batch_mean(part.detach()) for part in (adversarial, natural)]).double())
             self._sharpen(temperatures, torch.stack([_entropy(part) for part in softened]).double())
         weights = torch.as_tensor(self.weights, dtype=torch.float64, device=own.device)
         for i, who in enumerate(("adversarial", "natural")):
@@ -149,5 +151,7 @@ class BMTARD:
 
 def _entropy(logits: Tensor) -> Tensor:
     """The mean over the batch of the entropy of softmax(logits)."""
+    from ctkd.api import batch_mean
+
     logarithms = logits.log_softmax(1)
-    return -(logarithms.exp() * logarithms).sum(1).mean()
+    return -batch_mean((logarithms.exp() * logarithms).sum(1))

@@ -2,12 +2,12 @@
 # SPDX-License-Identifier: MIT
 """Bound propagation: traced graphs, intervals, backward linear relaxation."""
 
+from ctkd.propagate.crown import crown_pre_activation
 from ctkd.propagate.graph import CleanPass, Graph, Moments, Statistics
 from ctkd.propagate.interval import Bounds, Flow, interval_lower, interval_margins, margins_of, propagate
 from ctkd.propagate.layers import SUPPORTED
 from ctkd.propagate.linear import (
     at_classes,
-    crown_pre_activation,
     lower_bounds,
     margin_specification,
     relax,

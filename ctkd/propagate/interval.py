@@ -15,6 +15,7 @@ from ctkd.boxes import Box, centre_radius
 from ctkd.propagate.network import Network
 from ctkd.propagate.ops import Add, Affine, Function, Nonlinear, Op
 from ctkd.propagate.ops.function import refuse_function
+from ctkd.propagate.spread import Spread
 
 Bounds = dict[int, tuple[Tensor, Tensor]]
 """Lower and upper bounds of nodes' outputs, by node index."""
@@ -65,7 +66,8 @@ class Flow:
         """
         bounds = {}
         for i, (value, radius) in self.entering.items():
-            centre = value[self.points :]
+            wide = torch.promote_types(value.dtype, torch.float32)
+            centre, radius = value[self.points :].to(wide), radius.to(wide)
             bounds[i] = (centre - radius, centre + radius)
         return bounds
 
@@ -125,14 +127,19 @@ def propagate(
             if network.last_use[source] <= i and source not in kept:
                 values.pop(source, None)
                 radii.pop(source, None)
-    tap = network.features_node
+    tap, head = network.features_node, network.head
+    features, feature_radius = (
+        (values[tap].to(head.weight.dtype), radii[tap].to(head.weight.dtype))
+        if tap is not None and head is not None and tap in values
+        else (None, None)
+    )
     return Flow(
         network=network,
         points=count,
         value=values[stop],
         radius=radii[stop],
-        features=values.get(tap) if tap is not None else None,
-        feature_radius=radii.get(tap) if tap is not None else None,
+        features=features,
+        feature_radius=feature_radius,
         entering=entering,
         box=box if isinstance(box, Box) else None,
     )
@@ -143,19 +150,19 @@ def margins_of(logits: Tensor, labels: Tensor) -> Tensor:
     return logits.gather(1, labels[:, None]) - logits
 
 
-def interval_margins(network: Network, flow: Flow, labels: Tensor) -> Tensor:
-    """Lower bounds of the margins over the flow's boxes, (boxes, classes); the entry at the label is 0.
+def interval_margins(network: Network, flow: Flow, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Lower and upper bounds of the margins over the flow's boxes, (boxes, classes); the entries at the label are 0.
 
     The specification is merged into the last affine layer, so what ``logit[label]`` and ``logit[j]`` share cancels.
     """
-    centre = margins_of(flow.value[flow.points :], labels)
+    centre, label = margins_of(flow.value[flow.points :], labels), labels[:, None]
     if network.head is None:
-        spread = flow.radius + flow.radius.gather(1, labels[:, None])
-        return (centre - spread).scatter(1, labels[:, None], 0.0)
+        spread = flow.radius + flow.radius.gather(1, label)
+        return (centre - spread).scatter(1, label, 0.0), (centre + spread).scatter(1, label, 0.0)
     assert flow.feature_radius is not None
     weight = network.head.weight
-    spread = (weight[labels].unsqueeze(1) - weight).abs() @ flow.feature_radius.unsqueeze(2)
-    return centre - spread.squeeze(2)
+    spread = Spread.apply(weight[labels], weight, flow.feature_radius)  # type: ignore[no-untyped-call]
+    return centre - spread, centre + spread
 
 
 def interval_lower(network: Network, flow: Flow, rows: Tensor, boxes: slice = slice(None)) -> Tensor:

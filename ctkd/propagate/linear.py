@@ -4,19 +4,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
 from math import prod
 
 import torch
 from torch import Tensor
 
 from ctkd.boxes import Box, centre_radius
-from ctkd.propagate.interval import Bounds, propagate
+from ctkd.propagate.interval import Bounds
 from ctkd.propagate.network import Network
-from ctkd.propagate.ops import Activation, Add, Affine, Nonlinear, Relaxation, Reshape, Scale
+from ctkd.propagate.ops import Add, Affine, Nonlinear, Relaxation
 from ctkd.propagate.ops.function import refuse_function
 
 ELEMENTS = 2**25
 """How many coefficients one backward pass may hold at its widest layer; more rows are done in chunks."""
+
+Relaxations = Mapping[int, Relaxation]
+"""Of nonlinear nodes, by node index."""
+WHOLE = slice(None)
 
 
 def relax(network: Network, pre_activation: Bounds) -> dict[int, Relaxation]:
@@ -29,10 +34,61 @@ def relax(network: Network, pre_activation: Bounds) -> dict[int, Relaxation]:
     return relaxations
 
 
-def lower_bounds(
-    network: Network, node: int, rows: Tensor, sample: Tensor, relaxations: dict[int, Relaxation], box: Box
+def rows_at_once(network: Network, node: int) -> int:
+    """How many rows a backward pass from a node may hold."""
+    return max(1, ELEMENTS // max(prod(entry.shape) for entry in network.nodes[: node + 1]))
+
+
+def backward_pass(
+    network: Network,
+    node: int,
+    rows: Tensor,
+    relaxations: Relaxations,
+    box: tuple[Tensor, Tensor],
+    samples: Tensor | slice = WHOLE,
 ) -> Tensor:
-    """Lower bounds of linear functionals of one node over each sample's box.
+    """Lower bounds of functionals of one node by one pass, however many.
+
+    Args:
+        rows: (batch, specs, *shape of the node).
+        box: centre and radius.
+        samples: which boxes, and which part of every relaxation, the rows are about, in the order of the rows.
+
+    Returns:
+        (batch, specs).
+    """
+    whole = isinstance(samples, slice) and samples == WHOLE  # a slice of everything would cost a copy of its gradient
+    pending: dict[int, Tensor] = {node: rows}
+    constant: Tensor | None = None
+    for i in range(node, 0, -1):
+        if i not in pending:
+            continue
+        current = pending.pop(i)
+        entry = network.nodes[i]
+        gained: Tensor | None = None
+        if isinstance(entry.op, Affine):
+            flat, gained = entry.op.backward(current.flatten(0, 1), network.nodes[entry.inputs[0]].shape)
+            gained = None if gained is None else gained.reshape(current.shape[:2])
+            current = flat.reshape(*current.shape[:2], *flat.shape[1:])
+        elif isinstance(entry.op, Nonlinear):
+            current, gained = (relaxations[i] if whole else relaxations[i][samples]).backward(current)
+        else:
+            refuse_function(entry.op, entry.path)
+            assert isinstance(entry.op, Add)
+        if gained is not None:
+            constant = gained if constant is None else constant + gained
+        for source in entry.inputs:
+            pending[source] = pending[source] + current if source in pending else current
+    centre, radius = (part if whole else part[samples] for part in box)
+    at_input = pending[0].flatten(2).to(centre.dtype)
+    value = at_input @ centre.flatten(1).unsqueeze(2) - at_input.abs() @ radius.flatten(1).unsqueeze(2)
+    return value.squeeze(2) if constant is None else value.squeeze(2) + constant
+
+
+def lower_bounds(
+    network: Network, node: int, rows: Tensor, sample: Tensor, relaxations: Relaxations, box: Box
+) -> Tensor:
+    """Lower bounds of linear functionals of one node, of any number for each sample and in any order.
 
     Args:
         node: the node whose output the rows act on.
@@ -42,64 +98,63 @@ def lower_bounds(
 
     Returns:
         (rows,) lower bounds; sound up to floating-point rounding, differentiable. A lower bound of the
-        negated row, negated, is an upper bound.
+        negated row, negated, is an upper bound. ``specified_bounds`` is faster for equally many rows a sample.
     """
-    widest = max(prod(network.nodes[i].shape) for i in range(node + 1))
-    size = max(1, ELEMENTS // widest)
-    centre, radius = centre_radius(box)
-    parts = [
-        _one_pass(network, node, rows[i : i + size], sample[i : i + size], relaxations, centre, radius)
+    size, parts = rows_at_once(network, node), centre_radius(box)
+    found = [
+        backward_pass(network, node, rows[i : i + size].unsqueeze(1), relaxations, parts, sample[i : i + size])
         for i in range(0, rows.shape[0], size)
     ]
-    return torch.cat(parts) if parts else rows.new_zeros(0)
+    return torch.cat(found).squeeze(1) if found else rows.new_zeros(0)
 
 
-def _one_pass(
+def specified_bounds(network: Network, node: int, specification: Tensor, relaxations: Relaxations, box: Box) -> Tensor:
+    """Lower bounds for a specification matrix per sample, (batch, specs, *shape of the node) -> (batch, specs)."""
+    return _in_chunks(
+        network,
+        node,
+        specification.shape[:2],
+        lambda samples, specs: specification[samples, specs] if specs != WHOLE else specification[samples],
+        relaxations,
+        box,
+    )
+
+
+def _in_chunks(
     network: Network,
     node: int,
-    rows: Tensor,
-    sample: Tensor,
-    relaxations: dict[int, Relaxation],
-    centre: Tensor,
-    radius: Tensor,
+    shape: tuple[int, ...],
+    rows: Callable[[slice, slice], Tensor],
+    relaxations: Relaxations,
+    box: Box,
 ) -> Tensor:
-    pending: dict[int, Tensor] = {node: rows}
-    constant = rows.new_zeros(rows.shape[0])
-    for i in range(node, 0, -1):
-        if i not in pending:
-            continue
-        current = pending.pop(i)
-        entry = network.nodes[i]
-        gained: Tensor | None = None
-        if isinstance(entry.op, Affine):
-            current, gained = entry.op.backward(current, network.nodes[entry.inputs[0]].shape)
-        elif isinstance(entry.op, Nonlinear):
-            current, gained = relaxations[i].backward(current, sample)
-        else:
-            refuse_function(entry.op, entry.path)
-            assert isinstance(entry.op, Add)
-        if gained is not None:
-            constant = constant + gained
-        for source in entry.inputs:
-            pending[source] = pending[source] + current if source in pending else current
-    at_input = pending[0].flatten(1)
-    value = (at_input * centre.flatten(1)[sample]).sum(1) - (at_input.abs() * radius.flatten(1)[sample]).sum(1)
-    return constant + value
+    """Lower bounds, (batch, specs) as in ``shape``, of the rows that a function makes for a part of both."""
+    (batch, specs), size, parts = shape, rows_at_once(network, node), centre_radius(box)
+    if batch * specs <= size:
+        return backward_pass(network, node, rows(WHOLE, WHOLE), relaxations, parts)
+    found = []
+    for samples in _steps(batch, max(1, size // specs)):
+        some = [
+            backward_pass(network, node, rows(samples, chosen), relaxations, parts, samples)
+            for chosen in _steps(specs, size)
+        ]
+        found.append(torch.cat(some, 1))
+    return torch.cat(found)
 
 
-def specified_bounds(
-    network: Network, node: int, specification: Tensor, relaxations: dict[int, Relaxation], box: Box
-) -> Tensor:
-    """Lower bounds for a specification matrix per sample, (batch, specs, *shape of the node) -> (batch, specs)."""
-    batch, specs = specification.shape[:2]
-    sample = torch.arange(batch, device=specification.device).repeat_interleave(specs)
-    return lower_bounds(network, node, specification.flatten(0, 1), sample, relaxations, box).reshape(batch, specs)
+def _steps(count: int, size: int) -> Iterator[slice]:
+    return (slice(start, start + size) for start in range(0, count, size))
+
+
+def rivals(labels: Tensor, classes: int) -> Tensor:
+    """All classes other than the label, in order, (batch, classes - 1)."""
+    others = torch.arange(classes - 1, device=labels.device).expand(labels.shape[0], -1)
+    return others + (others >= labels[:, None])
 
 
 def margin_specification(labels: Tensor, classes: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Rows ``e_label - e_j`` for all j other than the label, (batch, classes - 1, classes), and those j."""
-    others = torch.arange(classes - 1, device=labels.device).expand(labels.shape[0], -1)
-    others = others + (others >= labels[:, None])
+    others = rivals(labels, classes)
     eye = torch.eye(classes, dtype=dtype, device=labels.device)
     return eye[labels].unsqueeze(1) - eye[others], others
 
@@ -114,71 +169,23 @@ def relaxed_lower(network: Network, pre_activation: Bounds, box: Box, rows: Tens
 
 def relaxed_margins(network: Network, pre_activation: Bounds, box: Box, labels: Tensor) -> Tensor:
     """Lower bounds of the margins by one backward pass from the logits, (batch, classes), 0 at the label."""
-    specification, others = margin_specification(labels, network.classes, box.lower.dtype)
-    return at_classes(relaxed_lower(network, pre_activation, box, specification), others)
+    others, head, relaxations = rivals(labels, network.classes), network.head, relax(network, pre_activation)
+    if head is None:
+        specification, _ = margin_specification(labels, network.classes, box.lower.dtype)
+        return at_classes(specified_bounds(network, network.output, specification, relaxations, box), others)
+    # Merged into the last layer row by row: with many classes the specification is larger than anything behind it.
+    weight, bias, features = head.weight, head.bias, network.nodes[-1].inputs[0]
+    lower = _in_chunks(
+        network,
+        features,
+        (*others.shape,),
+        lambda samples, specs: weight[labels[samples]].unsqueeze(1) - weight[others[samples, specs]],
+        relaxations,
+        box,
+    )
+    return at_classes(lower + (bias[labels].unsqueeze(1) - bias[others]), others)
 
 
 def at_classes(bounds: Tensor, others: Tensor) -> Tensor:
     """(batch, classes - 1) bounds of ``margin_specification``'s rows as (batch, classes) margins, 0 at the label."""
     return bounds.new_zeros(bounds.shape[0], bounds.shape[1] + 1).scatter(1, others, bounds)
-
-
-def crown_pre_activation(network: Network, box: Box) -> Bounds:
-    """Bounds of all nonlinear nodes' inputs by CROWN, each layer from the relaxations of the layers before it.
-
-    Only neurons that are unstable under interval arithmetic (see ``Nonlinear.unstable``) are bounded again, and
-    the result is the intersection of both, so it is never looser than intervals.
-    """
-    known: Bounds = {}
-    relaxations: dict[int, Relaxation] = {}
-    exact = _interval_is_exact(network)
-
-    def tighten(i: int, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-        entry = network.nodes[i]
-        op, source = entry.op, entry.inputs[0]
-        assert isinstance(op, Nonlinear)
-        if source not in exact:
-            lower, upper = _tighten(network, source, op.unstable(lower, upper), lower, upper, relaxations, box)
-        known[i] = (lower, upper)
-        relaxations[i] = op.relax(lower, upper)
-        return lower, upper
-
-    propagate(network, None, box, tighten=tighten)
-    return known
-
-
-def _tighten(
-    network: Network,
-    node: int,
-    chosen: Tensor,
-    lower: Tensor,
-    upper: Tensor,
-    relaxations: dict[int, Relaxation],
-    box: Box,
-) -> tuple[Tensor, Tensor]:
-    width = prod(network.nodes[node].shape)
-    sample, neuron = chosen.flatten(1).nonzero(as_tuple=True)
-    low, high = lower.flatten(1).clone(), upper.flatten(1).clone()
-    size = max(1, ELEMENTS // max(prod(entry.shape) for entry in network.nodes[: node + 1]))
-    for start in range(0, sample.shape[0], size):
-        s, n = sample[start : start + size], neuron[start : start + size]
-        rows = torch.zeros(s.shape[0], width, dtype=lower.dtype, device=lower.device)
-        rows[torch.arange(s.shape[0], device=s.device), n] = 1.0
-        rows = rows.reshape(-1, *network.nodes[node].shape)
-        low[s, n] = torch.maximum(low[s, n], lower_bounds(network, node, rows, s, relaxations, box))
-        high[s, n] = torch.minimum(high[s, n], -lower_bounds(network, node, -rows, s, relaxations, box))
-    # Rounding may cross two bounds of a neuron that hardly moves; keep the wider reading.
-    low, high = torch.minimum(low, high), torch.maximum(low, high)
-    return low.reshape_as(lower), high.reshape_as(upper)
-
-
-def _interval_is_exact(network: Network) -> set[int]:
-    """Nodes whose interval bounds no relaxation can tighten: one affine map of a set that still is a box."""
-    boxes, exact = {0}, {0}
-    for i, node in enumerate(network.nodes[1:], start=1):
-        if isinstance(node.op, Add) or node.inputs[0] not in boxes:
-            continue
-        exact.add(i)
-        if isinstance(node.op, Activation | Reshape | Scale):
-            boxes.add(i)
-    return exact

@@ -41,7 +41,7 @@ class Native:
 
         return engine.propagate(network, points, box, tighten=None if tighten is None else at)
 
-    def interval_margins(self, network: Network, flow: Flow, labels: Tensor) -> Tensor:
+    def interval_margins(self, network: Network, flow: Flow, labels: Tensor) -> tuple[Tensor, Tensor]:
         return engine.interval_margins(network, flow, labels)
 
     def interval_lower(self, network: Network, flow: Flow, rows: Tensor, boxes: slice) -> Tensor:

@@ -14,6 +14,7 @@ from ctkd.bounds._latent import Link, attack, cut_node
 from ctkd.errors import BadInput
 from ctkd.propagate import Network, trace
 from ctkd.propagate.ops import Relu
+from ctkd.randomness import Noise
 
 from ..train.steps import FULL, make, one_step
 from .test_small_box import network
@@ -75,10 +76,10 @@ def test_the_attack_against_plain_loops(steps: int, restarts: int) -> None:
         steps=steps,
         step_size=max(0.2, 2 / steps),
         restarts=restarts,
-        generator=torch.Generator().manual_seed(9),
+        noise=Noise(9, "test", samples=torch.arange(3)),
     )
-    noise_rng = torch.Generator().manual_seed(9)
-    noises = [torch.rand(3, 2, 4, dtype=torch.float64, generator=noise_rng) for _ in range(restarts)]
+    again = Noise(9, "test", samples=torch.arange(3))
+    noises = [again.uniform(torch.empty(3, 2, 4, dtype=torch.float64)) for _ in range(restarts)]
     for i in range(3):
         for j in range(2):
             candidates = []
@@ -103,9 +104,9 @@ def test_the_best_of_all_restarts_counts() -> None:
     ends = torch.zeros(64, 1, 1, dtype=torch.float64), torch.ones(64, 1, 1, dtype=torch.float64)
 
     def found(restarts: int) -> Tensor:
-        rng = torch.Generator().manual_seed(3)
+        noise = Noise(3, "test", samples=torch.arange(64))
         return attack(
-            lambda p: -(p - 0.4).square().squeeze(2), *ends, 1, steps=5, step_size=0.4, restarts=restarts, generator=rng
+            lambda p: -(p - 0.4).square().squeeze(2), *ends, 1, steps=5, step_size=0.4, restarts=restarts, noise=noise
         )
 
     assert set(found(1).flatten().tolist()) == {0.0, 1.0}
@@ -185,7 +186,6 @@ def test_the_box_at_the_cut_may_have_no_width() -> None:
 
 
 def step_on(module: nn.Module, name: str, **options: Any) -> tuple[Tensor, list[Tensor]]:
-    from ctkd.randomness import generator
     from ctkd.train.options import TrainOptions
     from ctkd.train.step import TrainingStep
 
@@ -199,7 +199,7 @@ def step_on(module: nn.Module, name: str, **options: Any) -> tuple[Tensor, list[
         teachers=[],
     )
     x = torch.rand(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    total = step(x, torch.tensor([0, 1, 2, 0, 1, 2]), FULL, generator(0, "test")).total
+    total = step(x, torch.tensor([0, 1, 2, 0, 1, 2]), FULL, Noise(0, "test", samples=torch.arange(6))).total
     return total, list(torch.autograd.grad(total, list(module.parameters())))
 
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from ctkd.api import Schedule
 from ctkd.bounds.crown_ibp import _mean_decay
 from ctkd.boxes import perturbation_box
-from ctkd.propagate import trace
-from ctkd.randomness import generator
+from ctkd.propagate import interval_lower, margin_specification, propagate, relaxed_lower, trace
+from ctkd.randomness import Noise
 from ctkd.train.options import TrainOptions
 from ctkd.train.step import TrainingStep
 
@@ -40,7 +40,7 @@ def losses(module: nn.Module, x: Tensor, labels: Tensor, method: Any, eps: float
         options=TrainOptions(eps=eps, shi_weight=0.0),
         teachers=[],
     )
-    loss = step(x, labels, replace(FULL, eps=eps, target=eps), generator(0, "test"))
+    loss = step(x, labels, replace(FULL, eps=eps, target=eps), Noise(0, "test", samples=torch.arange(len(x))))
     return loss.terms["robust/box"].detach(), list(torch.autograd.grad(loss.total, list(module.parameters())))
 
 
@@ -164,3 +164,26 @@ def test_functionals_are_mixed_as_margins_are(beta: float) -> None:
     torch.testing.assert_close(fused.lower(others), usual.lower(others))
     assert fused.kind == "box"
     assert (fused.margins is None) == (beta > 0)
+
+
+@pytest.mark.parametrize(("classes", "beta"), [(2, 1.0), (5, 1.0), (5, 0.3), (40, 1.0)])
+def test_it_is_its_formula_row_by_row(classes: int, beta: float) -> None:
+    """The definition written out, with a row for each margin and its upper bound by the negated row."""
+    torch.manual_seed(0)
+    module = mlp(12, 2.0, classes).double()
+    x, labels = torch.rand(8, 16, dtype=torch.float64), torch.arange(8) % classes
+    bound, found = losses(module, x, labels, fused_method(beta))
+
+    network, box = trace(module, (16,)).bind(), perturbation_box(x, EPS)
+    flow = propagate(network, None, box)
+    rows, _ = margin_specification(labels, classes, x.dtype)
+    low, high = (sign * interval_lower(network, flow, sign * rows) for sign in (1, -1))
+    e, width = (-low).exp(), high - low
+    steep = e * (1 - (-width).exp()) / width
+    row = (steep.unsqueeze(2) * rows).sum(1, keepdim=True)
+    chords = (e + steep * low).sum(1) - relaxed_lower(network, flow.pre_activation, box, row).squeeze(1)
+    expected = (1 + beta * chords + (1 - beta) * e.sum(1)).log()
+
+    torch.testing.assert_close(bound, expected.detach(), rtol=1e-10, atol=1e-10)
+    for a, b in zip(found, torch.autograd.grad(expected.mean(), list(module.parameters())), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)

@@ -15,7 +15,7 @@ from ctkd.api import Schedule
 from ctkd.boxes import Box
 from ctkd.plugins import registry
 from ctkd.propagate import trace
-from ctkd.randomness import generator
+from ctkd.randomness import Noise
 from ctkd.train.options import TrainOptions
 from ctkd.train.step import TrainingStep
 
@@ -107,7 +107,7 @@ def test_loss_and_gradient(
         options=TrainOptions(eps=0.05, shi_weight=0.0),
         teachers=[],
     )
-    fast = step(x, labels, schedule, generator(0, "test")).total
+    fast = step(x, labels, schedule, Noise(0, "test", samples=torch.arange(len(x)))).total
     case = Case(
         layers=reference.dense_layers(module, x),
         labels=labels,

@@ -19,7 +19,7 @@ from ctkd.certify.options import CertifyOptions
 from ctkd.cli.main import run as cli
 from ctkd.errors import BadInput, RunFailed
 from ctkd.propagate import margins_of
-from ctkd.randomness import generator
+from ctkd.randomness import Noise
 from ctkd.run import certify
 
 from .test_cascade import attack, cascade, network, split
@@ -41,7 +41,7 @@ def broken(one: Any, eps: float) -> Tensor:
     net = network()
     data = split(net)
     box = perturbation_box(data.images, eps)
-    found = one.perturb(net, data.images, data.labels, box, generator(0, "test"))
+    found = one.perturb(net, data.images, data.labels, box, Noise(0, "test", samples=torch.arange(len(data))))
     assert bool(((box.lower <= found) & (found <= box.upper)).all())
     return smallest_margin(margins_of(net(found), data.labels), data.labels) <= 0
 
@@ -120,7 +120,7 @@ def test_in_turn_changes_nothing_where_everything_is_broken() -> None:
     wrong = (net(data.images).argmax(1) + 1) % 3
     counting = Counting(attack(steps=1))
     box = perturbation_box(data.images, 0.1)
-    found = InTurn([counting]).perturb(net, data.images, wrong, box, torch.Generator())
+    found = InTurn([counting]).perturb(net, data.images, wrong, box, Noise(0, "test", samples=torch.arange(60)))
     assert counting.rows == 0
     assert torch.equal(found, data.images)
 

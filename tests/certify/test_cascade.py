@@ -222,3 +222,17 @@ def test_certify_on_a_run_at_other_radii(tmp_path: Path, quick_run: tuple[Path, 
         certify(folder, settings={"train.epochs": 3})
     with pytest.raises(BadInput, match="the test split has 360 samples"):
         certify(folder, settings={"certify.samples": 361})
+
+
+def test_a_sample_is_settled_alike_in_any_batch(tmp_path: Path) -> None:
+    """Noise is the sample's own: the batches of an earlier run with another range or size change nothing."""
+    net = network()
+    data = split(net)
+    random_only = Cascade(net, 0.08, attack(steps=1, step_size=1e-3, objective="margin"), STAGES, 0)
+    _, whole = run(random_only, data, tmp_path / "whole.sqlite", batch=60)
+    run(random_only, data, tmp_path / "parts.sqlite", range(37, 43), batch=2)
+    _, parts = run(random_only, data, tmp_path / "parts.sqlite", batch=7)
+    for one, other in zip(whole, parts, strict=True):
+        assert (one.sample, one.status, one.stage) == (other.sample, other.status, other.stage)
+        assert one.attack_margin == pytest.approx(other.attack_margin, abs=1e-5)
+        assert one.lower_margin == pytest.approx(other.lower_margin, abs=1e-9)

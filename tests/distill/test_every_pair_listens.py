@@ -11,7 +11,7 @@ from torch import Tensor
 from ctkd.api import TeacherOutputs
 from ctkd.plugins import create, options_class, registry
 from ctkd.propagate import trace
-from ctkd.randomness import generator
+from ctkd.randomness import Noise, generator
 from ctkd.train.options import TrainOptions
 from ctkd.train.step import TrainingStep
 
@@ -47,7 +47,7 @@ def total(bound: str, distill: str, shift: float, eps: float) -> Tensor:
     rng = torch.Generator().manual_seed(0)
     x = torch.rand(6, 1, 8, 8, dtype=torch.float64, generator=rng)
     schedule = FULL.__class__(eps=eps, target=eps, phase="full", epoch=FULL.epoch, step=FULL.step)
-    return step(x, torch.randint(4, (6,), generator=rng), schedule, generator(0, "test")).total
+    return step(x, torch.randint(4, (6,), generator=rng), schedule, Noise(0, "test", samples=torch.arange(6))).total
 
 
 @pytest.mark.parametrize(("bound", "distill"), TAUGHT)

@@ -46,7 +46,7 @@ def lines(op: Op, low: float, high: float) -> tuple[Line, Line]:
         return (slope, 2 * function(op)(0.0) - shift), _line_above(op, low, high)
     slope = negative_slope(op)
     if low >= 0 or high <= 0:
-        line = (1.0 if low >= 0 else slope, 0.0)
+        line = (1.0 if high > 0 else slope, 0.0)
         return line, line
     chord = (high - slope * low) / (high - low)
     return (1.0 if high > -low else slope, 0.0), (chord, (1 - chord) * high)

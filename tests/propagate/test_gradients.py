@@ -28,7 +28,7 @@ def objective(case: Case, method: str, statistics: str) -> Callable[[], Tensor]:
         network = graph.bind(graph.clean_pass(case.x).statistics if statistics == "batch" else None)
         flow = propagate(network, case.x, box)
         if method == "interval":
-            margins = interval_margins(network, flow, case.labels)
+            margins, _ = interval_margins(network, flow, case.labels)
         elif method == "crown-ibp":
             margins = relaxed_margins(network, flow.pre_activation, box, case.labels)
         else:
@@ -85,7 +85,7 @@ def test_batch_statistics_carry_gradient() -> None:
 
     def gradient(moments: object) -> Tensor:
         network = graph.bind(moments)  # type: ignore[arg-type]
-        margins = interval_margins(network, propagate(network, None, case.box), case.labels)
+        margins, _ = interval_margins(network, propagate(network, None, case.box), case.labels)
         found = torch.autograd.grad(margins.sum(), parameters, retain_graph=True, allow_unused=True)
         return torch.cat(
             [

@@ -163,7 +163,7 @@ class Intervals(Plain):
     """Interval bounds."""
 
     def margins(self, network: Network, box: Box, labels: Tensor) -> Tensor:
-        return interval_margins(network, propagate(network, None, box), labels)
+        return interval_margins(network, propagate(network, None, box), labels)[0]
 
 
 class HairAbove(Intervals):

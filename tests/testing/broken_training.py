@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div
 
-from ctkd.api import Box, Enclosure, Lesson, Needs
+from ctkd.api import Box, Enclosure, Lesson, Needs, Noise
 from ctkd.options import Options
 from ctkd.propagate import CleanPass, Flow, Graph, Network
 from ctkd.propagate.native import Native
@@ -133,11 +133,8 @@ class Step(Plain):
 
     sign = 1.0
 
-    def perturb(
-        self, logits: Callable[[Tensor], Tensor], x: Tensor, labels: Tensor, box: Box, generator: torch.Generator
-    ) -> Tensor:
-        noise = torch.rand(x.shape, dtype=x.dtype, generator=generator).to(x.device)
-        point = (box.lower + noise * (box.upper - box.lower)).requires_grad_()
+    def perturb(self, logits: Callable[[Tensor], Tensor], x: Tensor, labels: Tensor, box: Box, noise: Noise) -> Tensor:
+        point = (box.lower + noise.uniform(x) * (box.upper - box.lower)).requires_grad_()
         (gradient,) = torch.autograd.grad(cross_entropy(logits(point), labels), point)
         return box.clamp(point.detach() + self.sign * gradient.sign() * (box.upper - box.lower))
 
@@ -147,13 +144,13 @@ class WrongSign(Step):
 
 
 class LeavesTheBox(Step):
-    def perturb(self, logits: Any, x: Tensor, labels: Tensor, box: Box, generator: torch.Generator) -> Tensor:
-        found = super().perturb(logits, x, labels, box, generator)
+    def perturb(self, logits: Any, x: Tensor, labels: Tensor, box: Box, noise: Noise) -> Tensor:
+        found = super().perturb(logits, x, labels, box, noise)
         return found + 0.3 * (found - x).sign()
 
 
 class LeavesGradients(Step):
-    def perturb(self, logits: Any, x: Tensor, labels: Tensor, box: Box, generator: torch.Generator) -> Tensor:
+    def perturb(self, logits: Any, x: Tensor, labels: Tensor, box: Box, noise: Noise) -> Tensor:
         point = x.clone().requires_grad_()
         cross_entropy(logits(point), labels).backward()  # type: ignore[no-untyped-call]
         assert point.grad is not None
@@ -161,31 +158,31 @@ class LeavesGradients(Step):
 
 
 class KeepsTheGraph(Step):
-    def perturb(self, logits: Any, x: Tensor, labels: Tensor, box: Box, generator: torch.Generator) -> Tensor:
-        return super().perturb(logits, x, labels, box, generator).requires_grad_()
+    def perturb(self, logits: Any, x: Tensor, labels: Tensor, box: Box, noise: Noise) -> Tensor:
+        return super().perturb(logits, x, labels, box, noise).requires_grad_()
 
 
 class GlobalStart(Step):
-    def perturb(self, logits: Any, x: Tensor, labels: Tensor, box: Box, generator: torch.Generator) -> Tensor:
-        found = super().perturb(logits, x, labels, box, generator)
+    def perturb(self, logits: Any, x: Tensor, labels: Tensor, box: Box, noise: Noise) -> Tensor:
+        found = super().perturb(logits, x, labels, box, noise)
         return box.clamp(found + 0.01 * (random.random() - 0.5))
 
 
 class WritesInput(Step):
-    def perturb(self, logits: Any, x: Tensor, labels: Tensor, box: Box, generator: torch.Generator) -> Tensor:
-        return x.copy_(super().perturb(logits, x, labels, box, generator))
+    def perturb(self, logits: Any, x: Tensor, labels: Tensor, box: Box, noise: Noise) -> Tensor:
+        return x.copy_(super().perturb(logits, x, labels, box, noise))
 
 
 class SetsMode(Step):
-    def perturb(self, logits: Any, x: Tensor, labels: Tensor, box: Box, generator: torch.Generator) -> Tensor:
+    def perturb(self, logits: Any, x: Tensor, labels: Tensor, box: Box, noise: Noise) -> Tensor:
         if isinstance(logits, nn.Module):
             logits.eval()
-        return super().perturb(logits, x, labels, box, generator)
+        return super().perturb(logits, x, labels, box, noise)
 
 
 class DividesByWidth(Step):
-    def perturb(self, logits: Any, x: Tensor, labels: Tensor, box: Box, generator: torch.Generator) -> Tensor:
-        found = super().perturb(logits, x, labels, box, generator)
+    def perturb(self, logits: Any, x: Tensor, labels: Tensor, box: Box, noise: Noise) -> Tensor:
+        found = super().perturb(logits, x, labels, box, noise)
         width = box.upper - box.lower
         return box.lower + (found - box.lower) / width * width
 

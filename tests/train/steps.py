@@ -12,7 +12,7 @@ from torch import Tensor
 from ctkd.api import Schedule
 from ctkd.plugins import create, options_class, registry
 from ctkd.propagate import trace
-from ctkd.randomness import generator
+from ctkd.randomness import Noise
 from ctkd.train.options import TrainOptions
 from ctkd.train.step import Loss, TrainingStep
 
@@ -55,7 +55,7 @@ def one_step(
         teachers=list(teachers),
     )
     x, labels = batch()
-    loss = step(x, labels, schedule, generator(0, "test"))
+    loss = step(x, labels, schedule, Noise(0, "test", samples=torch.arange(len(x))))
     parameters = list(module.parameters())
     gradient = torch.autograd.grad(loss.total, parameters, retain_graph=True, allow_unused=True)
     return loss, [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradient, strict=True)]

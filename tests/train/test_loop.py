@@ -16,6 +16,7 @@ from ctkd.config import resolve
 from ctkd.errors import BadInput, RunFailed
 from ctkd.interrupt import StopRequest
 from ctkd.progress import Silent
+from ctkd.randomness import Noise
 from ctkd.run import train
 from ctkd.session import load_data
 from ctkd.train.loop import Plugins, Trainer
@@ -60,7 +61,8 @@ def test_a_non_finite_step_changes_nothing_and_stops_the_run(tmp_path: Path) -> 
     clean._prepare()
     for i in range(12):
         rows = torch.randperm(1257, generator=_order(clean))[i * clean.batch : (i + 1) * clean.batch]
-        clean._one_step(clean.images[rows], clean.labels[rows], 0, i, measure=False)
+        noise = Noise(clean.options.seed, "student-attack", 0, samples=rows)
+        clean._one_step(clean.images[rows], clean.labels[rows], noise, measure=False)
         clean.step += 1
     for left, right in zip(poisoned.module.state_dict().values(), clean.module.state_dict().values(), strict=True):
         assert torch.equal(left, right)
@@ -142,7 +144,8 @@ def test_last_pass_statistics_follow_the_published_order(tmp_path: Path) -> None
 
     run.plugins.attack.perturb = spy
     rows = torch.arange(run.batch)
-    run._one_step(run.images[rows], run.labels[rows], 0, 0, measure=False)
+    noise = Noise(0, "student-attack", 0, samples=rows)
+    run._one_step(run.images[rows], run.labels[rows], noise, measure=False)
     reference.train()(seen["clean"])
     torch.testing.assert_close(seen["logits"], reference.eval()(seen["clean"]), rtol=1e-4, atol=1e-4)
     reference.train()(seen["found"])

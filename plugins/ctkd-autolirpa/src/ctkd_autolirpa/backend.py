@@ -73,7 +73,7 @@ class AutoLirpa:
             box=box,
         )
 
-    def interval_margins(self, network: Network, flow: Flow, labels: Tensor) -> Tensor:
+    def interval_margins(self, network: Network, flow: Flow, labels: Tensor) -> tuple[Tensor, Tensor]:
         return native.interval_margins(network, flow, labels)
 
     def interval_lower(self, network: Network, flow: Flow, rows: Tensor, boxes: slice) -> Tensor:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ctkd.propagate import Network
-from ctkd.propagate.ops import AvgPool, Conv, LeakyRelu, Op, Reshape, Scale
+from ctkd.propagate.ops import AvgPool, Conv, LeakyRelu, Linear, Op, Reshape, Scale
 
 
 class Folded(nn.Module):
@@ -82,6 +82,8 @@ def _apply(op: Op, shape: tuple[int, ...], own: dict[str, Tensor], inputs: list[
         return F.leaky_relu(x, float(op.negative_slope))
     if isinstance(op, Reshape):
         return _reshape(x, op.shape)
+    if isinstance(op, Linear):
+        return F.linear(x, own["weight"], own["bias"])
     if isinstance(op, Conv):
         return F.conv2d(x, own["weight"], own["bias"], op.stride, op.padding, op.dilation, op.groups)
     if isinstance(op, AvgPool):
