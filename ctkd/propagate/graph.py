@@ -64,8 +64,8 @@ class BatchNorm:
     def batch(self, x: Tensor) -> tuple[Tensor, Moments]:
         """The layer in training mode on a batch, and the statistics of it."""
         norm = self.module
-        affine = (norm.weight, norm.bias) if norm.affine else (None, None)
-        result, mean, variance = normalise(x, *affine, norm.eps)
+        weight, bias = (norm.weight, norm.bias) if norm.affine else (None, None)
+        result, mean, variance = normalise(x, weight, bias, norm.eps)
         return result, Moments(mean, variance, whole(x.numel() // x.shape[1]))
 
 
