@@ -108,9 +108,8 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
             memory = [p["memory"] / 2**20 for p in points]
             places[1][column].plot(x, memory, marker="o", markersize=4, color=line.get_color())
         for row in places:
-            row[column].set_ylim(bottom=0)
+            row[column].set_ylim(0, 1.08 * row[column].dataLim.y1)
             row[column].grid(alpha=0.3)
-        places[0][column].set_title(axis)
         places[1][column].set_xlabel(axis)
         places[1][column].set_xticks(sorted({r["value"] for r in results if r["axis"] == axis}))
     places[0][0].set_ylabel("ms per step (median, quartiles)")

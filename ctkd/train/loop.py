@@ -29,6 +29,7 @@ from ctkd.teaching import Teacher
 from ctkd.train import checkpoint
 from ctkd.train.finish import feature_widths, finalise, population_statistics
 from ctkd.train.initialise import default_initialise, shi_initialise
+from ctkd.train.lessons import Known, Lessons, learn
 from ctkd.train.options import TrainOptions
 from ctkd.train.schedule import learning_rate, schedule_at
 from ctkd.train.step import Loss, TrainingStep, gradient_norms
@@ -142,6 +143,7 @@ class Trainer:
             teachers[0] if teachers else None,
             {kind: label(entry) for kind, entry in self.plugins.entries.items()},
         )
+        self.lessons = self._lessons()
         self.step = 0
         self.best: dict[str, Tensor] = {}
         self.best_value, self.best_epoch = -1.0, 0
@@ -169,6 +171,15 @@ class Trainer:
             self.training_step.graph = self.training_step.graph.interpreted()
         finally:
             self.reporter.end()
+
+    def _lessons(self) -> Lessons | None:
+        """Answers to the clean images, where the method of training reads them and no augmentation changes them."""
+        step = self.training_step
+        reads = step.objective.teachers > 0 and "clean" in step.objective.teacher_inputs
+        wanted = self.options.eps > 0 and (reads or getattr(step.attack, "reference", None) == "teacher")
+        if not (wanted and step.teachers) or self.data.augment is not None:
+            return None
+        return learn(step.teachers, self.images, self.reporter)
 
     def _objective_parameters(self, teachers: Sequence[Teacher]) -> list[Tensor]:
         prepare = getattr(self.plugins.objective, "prepare", None)
@@ -199,7 +210,8 @@ class Trainer:
             mine = share(len(rows))
             x, rows = x[mine], rows[mine]
             noise = Noise(self.options.seed, f"{self.role}-attack", epoch, samples=rows)
-            loss, norms, flags = self._one_step(x, self.labels[rows], noise, measure=last)
+            known = None if self.lessons is None else self.lessons.at(rows)
+            loss, norms, flags = self._one_step(x, self.labels[rows], noise, known, measure=last)
             # The flags of a step are read one step later, when the device has long finished them.
             if bad is not None:
                 self._refuse_non_finite(bad)
@@ -250,11 +262,11 @@ class Trainer:
         return patience is not None and bool(self.best) and epoch - self.best_epoch >= patience
 
     def _one_step(
-        self, x: Tensor, labels: Tensor, noise: Noise, *, measure: bool
+        self, x: Tensor, labels: Tensor, noise: Noise, known: Known | None = None, *, measure: bool
     ) -> tuple[Loss, dict[str, float], Tensor]:
         options = self.options
         schedule = schedule_at(options, self.step, self.steps_per_epoch)
-        loss = self.training_step(x, labels, schedule, noise)
+        loss = self.training_step(x, labels, schedule, noise, known)
         norms = gradient_norms(loss, self.parameters) if measure else {}
         if measure and loss.clean is not None:
             who = label(self.plugins.entries["bound"]) if "bound" in self.plugins.entries else "the bound method"

@@ -40,6 +40,7 @@ from ctkd.propagate import (
     margins_of,
 )
 from ctkd.randomness import Noise
+from ctkd.train.lessons import Known
 from ctkd.train.losses import LossTerms
 from ctkd.train.options import TrainOptions
 from ctkd.train.regularisers import l1_norm, shi_regularisers
@@ -124,7 +125,15 @@ class TrainingStep:
         if self.options.compile:
             self.graph = self.graph.compiled()
 
-    def __call__(self, x: Tensor, labels: Tensor, schedule: Schedule, noise: Noise) -> Loss:
+    def __call__(
+        self,
+        x: Tensor,
+        labels: Tensor,
+        schedule: Schedule,
+        noise: Noise,
+        known: Known | None = None,
+    ) -> Loss:
+        """``known``: outputs of teachers that were computed before, by teacher and input."""
         options, graph = self.options, self.graph
         robust = schedule.eps > 0
         teaching = robust and len(self.teachers) > 0 and self.objective.teachers > 0
@@ -144,7 +153,7 @@ class TrainingStep:
         updates = [statistics]
         network = graph.bind(statistics)
 
-        taught = _Taught(self.teachers, {"clean": x})
+        taught = _Taught(self.teachers, {"clean": x}, dict(known or {}))
         box = perturbation_box(x, schedule.eps or REGULARISER_EPS)
         points: dict[str, Tensor] = {"clean": x}
         if attacked:
