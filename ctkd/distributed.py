@@ -93,6 +93,16 @@ def together() -> Iterator[None]:
         _leave()
 
 
+@contextmanager
+def apart() -> Iterator[None]:
+    """One process's own affair inside the block, in which it is alone: checks on a network that only it has."""
+    host, _State.host = _State.host, None
+    try:
+        yield
+    finally:
+        _State.host = host
+
+
 def _join(number: int, count: int) -> Any:
     import torch
     import torch.distributed as dist

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from ctkd.distributed import apart
 from ctkd.errors import BadInput
 from ctkd.propagate import ops
 from ctkd.propagate.graph import BatchNorm, Graph, TracedNode
@@ -262,6 +263,7 @@ def _has_hooks(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
+@apart()
 @torch.no_grad()
 def _verify(module: nn.Module, graph: Graph, functions: bool) -> None:
     """Refuse what tracing misunderstood: a copy in float64 and its graph must agree, on images, in both modes."""

@@ -5,8 +5,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from ctkd import distributed
 from ctkd.accuracy import adversarial_accuracy, interval_report
 from ctkd.api import Needs, Split, Step, TeacherOutputs, full_box
-from ctkd.distributed import all_sum, batch_mean, check_same, from_leader, gathered, share, sum_gradients, world
+from ctkd.distributed import all_sum, apart, batch_mean, check_same, from_leader, gathered, share, sum_gradients, world
 from ctkd.errors import RunFailed
 from ctkd.propagate import trace
 from ctkd.randomness import Noise
@@ -28,16 +27,6 @@ from ctkd.train.step import Loss, TrainingStep, gradient_norms
 from ..train.steps import FULL, RAMP, make
 
 BATCH, CLASSES = 7, 4  # slices of 3 and 4
-
-
-@contextmanager
-def alone() -> Iterator[None]:
-    """As one process, inside the group."""
-    host, distributed._State.host = distributed._State.host, None
-    try:
-        yield
-    finally:
-        distributed._State.host = host
 
 
 def close(left: Tensor, right: Tensor) -> None:
@@ -105,7 +94,7 @@ def compare(bound: Any, objective: str = "none", teachers: int = 0, batch_norm: 
             found.append((loss, norms, [p.grad.clone() for p in parameters if p.grad is not None] + state))
         return found
 
-    with alone():
+    with apart():
         expected = steps(torch.arange(BATCH))
     shared = steps(torch.arange(BATCH)[share(BATCH)])
     for (loss, norms, tensors), (whole, whole_norms, whole_tensors) in zip(shared, expected, strict=True):
@@ -130,7 +119,7 @@ def means() -> None:
         for dim in (None, 0, [0, 2]):
             expected = values.mean() if dim is None else values.mean(dim)
             torch.testing.assert_close(batch_mean(mine, dim), expected, rtol=tolerance, atol=tolerance)
-    with alone():
+    with apart():
         assert batch_mean(values) == values.mean()
     assert torch.equal(all_sum(torch.tensor([1.0 + distributed.rank()])), torch.tensor([3.0]))
     assert gathered(distributed.rank()) == [0, 1]
@@ -159,7 +148,7 @@ def accuracies() -> None:
     def figures() -> tuple[float, dict[str, Any]]:
         return adversarial_accuracy(network, split, 0.05, attack, 0, 20), interval_report(network, split, 0.01, 20)
 
-    with alone():
+    with apart():
         expected = figures()
     robust, report = figures()
     assert 0 < robust == expected[0] < 1, (robust, expected[0])
@@ -175,7 +164,7 @@ def statistics() -> None:
     torch.manual_seed(6)
     module = make("model", "cnn-small", channels=3, hidden=8).build((1, 8, 8), CLASSES).double().train()
     other, x = copy.deepcopy(module), torch.rand(2, BATCH, 1, 8, 8, dtype=torch.float64)
-    with alone():
+    with apart():
         population_statistics(trace(module, (1, 8, 8)), iter(x))
     population_statistics(trace(other, (1, 8, 8)), iter(x[:, share(BATCH)]))
     for left, right in zip(module.state_dict().values(), other.state_dict().values(), strict=True):

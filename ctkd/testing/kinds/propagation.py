@@ -87,15 +87,15 @@ def _close(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and bool(torch.isclose(a, b, rtol=CLOSE, atol=CLOSE).all())
 
 
-def _interval_margins(subject: Subject, net: Traced, flow: Any, labels: Tensor, backend: Any) -> tuple[Tensor, Tensor]:
-    found = backend.interval_margins(net.network, flow, labels)
+def _interval_margins(subject: Subject, where: str, found: Any) -> tuple[Tensor, Tensor]:
     if not isinstance(found, tuple) or len(found) != 2:
         subject.reject(
-            f"{net.where}: interval_margins returned {type(found).__name__}",
+            f"{where}: interval_margins returned {type(found).__name__}",
             "PropagationBackend.interval_margins returns two tensors, lower and upper bounds",
             "return both: they lie equally far from the margins at the centre",
         )
-    return found
+    lower, upper = found
+    return lower, upper
 
 
 def clean_pass_is_the_module(subject: Subject) -> None:
@@ -153,7 +153,7 @@ def bounds_hold(subject: Subject) -> None:
         points = trial_points(network, box, net.labels)
         flow = backend.propagate(network, None, box, Needs())
         least, most = extreme_margins(network, points, net.labels)
-        low, high = _interval_margins(subject, net, flow, net.labels, backend)
+        low, high = _interval_margins(subject, net.where, backend.interval_margins(network, flow, net.labels))
         rows, others = margin_specification(net.labels, network.classes, net.x.dtype)
         bounds = {i: (low, high) for i, (low, high) in flow.pre_activation.items()}
         specified = least.gather(1, others)
@@ -187,7 +187,8 @@ def bounds_have_their_shapes(subject: Subject) -> None:
             size, classes = len(net.x), net.network.classes
             twice = Box(torch.cat([net.box.lower] * 2), torch.cat([net.box.upper] * 2))
             flow = backend.propagate(net.network, net.x, twice, Needs())
-            margins, upper = _interval_margins(subject, net, flow, net.labels.repeat(2), backend)
+            both = backend.interval_margins(net.network, flow, net.labels.repeat(2))
+            margins, upper = _interval_margins(subject, net.where, both)
             rows, others = margin_specification(net.labels, classes, dtype)
             second = slice(size, 2 * size)
             lower = backend.interval_lower(net.network, flow, rows, second)
@@ -235,7 +236,8 @@ def is_exact_without_a_radius(subject: Subject) -> None:
         exact = margins_of(net.network(net.x), net.labels)
         rows, others = margin_specification(net.labels, net.network.classes, net.x.dtype)
         relaxed = backend.relaxed_lower(net.network, dict(flow.pre_activation), box, rows)
-        low, high = _interval_margins(subject, net, flow, net.labels, backend)
+        both = backend.interval_margins(net.network, flow, net.labels)
+        low, high = _interval_margins(subject, net.where, both)
         if not _close(low, exact) or not _close(high, exact) or not _close(relaxed, exact.gather(1, others)):
             subject.reject(
                 f"{net.where}: for boxes with lower = upper bounds are not the exact margins",
