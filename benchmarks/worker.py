@@ -4,9 +4,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import json
 import os
+import platform
 import queue
 import sys
 import threading
@@ -153,10 +155,17 @@ def _prepare(contender: str, case: dict[str, Any], settings: dict[str, Any]) -> 
 
 
 def main() -> None:
+    _one_arena()
     # Standard output belongs to the protocol: whatever a peer prints goes to standard error.
     with os.fdopen(os.dup(1), "w", buffering=1) as out:
         os.dup2(2, 1)
         serve(out)
+
+
+def _one_arena() -> None:
+    """Loops run in a thread here; they get their memory from where the main thread of a training would get it."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).mallopt(-8, 1)  # M_ARENA_MAX
 
 
 def serve(out: TextIO) -> None:

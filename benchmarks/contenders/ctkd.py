@@ -21,6 +21,7 @@ from benchmarks.worker import Driven, Unavailable, synchroniser
 from ctkd.api import Box, Data, Split
 from ctkd.errors import CtkdError
 from ctkd.interrupt import StopRequest
+from ctkd.machine import prepared
 from ctkd.plugins import create_from, registry
 from ctkd.progress import Silent
 from ctkd.train.loop import Plugins, Trainer
@@ -116,7 +117,8 @@ class Ctkd:
         )
         options = train_options(self.case, self.settings["precision"], self.given)
         x, labels = nets.images(self.case)
-        self.trainer(options, attack, Split(x, labels), augment, on_epoch).run()
+        with prepared():  # as in ctkd.run
+            self.trainer(options, attack, Split(x, labels), augment, on_epoch).run()
 
     def check(
         self, statistics: Literal["clean", "last-pass"], dtype: str, eps: float

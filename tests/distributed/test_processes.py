@@ -37,6 +37,8 @@ from .launch import ends, start, torchrun
 SETTINGS: dict[str, Any] = {
     "bound.name": "exp-ibp",
     "distill.name": "features",
+    # A bias in front of batch norm has no gradient but rounding, of which Adam makes full steps.
+    "model.batch_norm": False,
     "model.channels": 4,
     "model.hidden": 16,
     "teacher.epochs": 5,
@@ -113,7 +115,7 @@ def test_a_run_of_two_processes_stopped_and_resumed_is_that_of_one(
         assert summary[key] == expected[key]
     assert summary["teacher"]["adversarial_accuracy"] == expected["teacher"]["adversarial_accuracy"]
 
-    # Float32, 15 steps and the teacher's 25: rounding grows by what Adam makes of small gradients.
+    # Float32, 15 steps and the teacher's 30: rounding, and what Adam makes of small gradients.
     weights, (others, _) = read_tensors(out / "network.safetensors")[0], read_tensors(alone / "network.safetensors")
     for name, weight in weights.items():
         assert float((weight - others[name]).abs().max()) < 2e-3, name
