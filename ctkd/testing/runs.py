@@ -37,11 +37,17 @@ class _Killed(BaseException):
 
 
 class _Killer(Silent):
+    """Ends a run after some steps of training."""
+
     def __init__(self, steps: int) -> None:
         self.left = steps
+        self.trains = False
+
+    def begin(self, phase: str, total: int, done: int = 0) -> None:
+        self.trains = phase.startswith("training")
 
     def advance(self, steps: int = 1, note: str = "") -> None:
-        self.left -= steps
+        self.left -= steps if self.trains else 0
         if self.left <= 0:
             raise _Killed
 
