@@ -15,11 +15,13 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol, TextIO, TypeVar
 
 from benchmarks.cases import Case
 
+T = TypeVar("T")
 CONTENDERS = {
     "ctkd": "benchmarks.contenders.ctkd:Ctkd",
     "autolirpa": "benchmarks.contenders.autolirpa:AutoLirpa",
@@ -129,7 +131,7 @@ def peak_memory(device: str) -> int:
 def answer(contender: Contender | None, message: dict[str, Any]) -> tuple[Contender | None, dict[str, Any]]:
     command = message.pop("do")
     if command == "prepare":
-        return _prepare(**message)
+        return _apart(lambda: _prepare(**message))
     assert contender is not None
     if command == "step":
         return contender, {"seconds": [contender.step() for _ in range(message["count"])]}
@@ -137,11 +139,22 @@ def answer(contender: Contender | None, message: dict[str, Any]) -> tuple[Conten
         import torch
 
         folder = Path(message.pop("folder"))
-        loss, gradients = contender.check(**message)
+        checked = contender
+        loss, gradients = _apart(lambda: checked.check(**message))
         torch.save({name: gradient.detach().cpu() for name, gradient in gradients.items()}, folder)
         return contender, {"loss": loss}
     assert command == "end"
     return contender, {"peak": peak_memory(message["device"]), "finite": contender.finite()}
+
+
+def _apart(work: Callable[[], T]) -> T:
+    """In a thread of its own, which ends.
+
+    A thread that computed keeps its OpenMP threads; once there are more of them than cores, none waits actively for the
+    next piece of work any more, and steps of small networks take half as long again.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(work).result()
 
 
 def _prepare(contender: str, case: dict[str, Any], settings: dict[str, Any]) -> tuple[Contender, dict[str, Any]]:

@@ -217,6 +217,7 @@ class Trainer:
                 self._refuse_non_finite(bad)
             searched = [] if loss.attacked is None else ["the attack's point"]
             bad = ([*searched, *loss.terms, "total loss", "gradient"], flags)
+            del loss  # with all bounds of the step, which the next one needs the memory of
             self.step += 1
             self.reporter.advance(note=f"epoch {epoch + 1}/{self.options.epochs}")
             if last:
