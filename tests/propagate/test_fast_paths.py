@@ -192,6 +192,9 @@ def test_windows_change_nothing(case: Case) -> None:
 
 def deep(*layers: Any) -> Case:
     torch.manual_seed(0)
+    for layer in layers:  # they were made when this file was read, from whatever random numbers
+        if hasattr(layer, "reset_parameters"):
+            layer.reset_parameters()
     module = nn.Sequential(*layers, nn.Flatten(), nn.LazyLinear(3)).double()
     x = torch.rand(2, 2, 12, 11, dtype=torch.float64)
     module(x)
