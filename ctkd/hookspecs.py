@@ -133,6 +133,10 @@ class Hooks:
         """Stages of ``ctkd certify`` (``ctkd.api.CertificationStage``). They must be sound."""
 
     @hookspec
+    def ctkd_verifiers(self) -> list[Registration]:  # type: ignore[empty-body]
+        """External verifiers for ``ctkd verify`` (``ctkd.verifying.Verifier``). Core replays every witness."""
+
+    @hookspec
     def ctkd_commands(self) -> list[Registration]:  # type: ignore[empty-body]
         """Sub-commands of ``ctkd``; the target is a ``click.Command`` and takes no options object."""
 
@@ -178,6 +182,7 @@ KINDS = {
     "ctkd_datasets": "dataset",
     "ctkd_propagation_backends": "propagation",
     "ctkd_certification_stages": "stage",
+    "ctkd_verifiers": "verifier",
     "ctkd_commands": "command",
 }
 """Registration hooks and the kind of plugin each brings."""
