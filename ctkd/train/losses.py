@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -41,7 +42,8 @@ class LossTerms:
 
     def __call__(self, enclosure: Enclosure) -> Tensor:
         if enclosure.kind == "box":
-            self.claims.append(enclosure)
+            # Without what may lead back to the step: a cycle would keep all its bounds until the garbage is collected.
+            self.claims.append(replace(enclosure, lower=None))
         robust = self.record(f"robust/{enclosure.kind}", enclosure.robust_loss())
         if enclosure.kind not in self.objective.reads or not self.teachers:
             return robust
