@@ -279,7 +279,6 @@ def _check_device(device: str) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code: 2 for misuse and for what is missing here, 1 for a contender that failed."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # a contender whose turn it is not shall not spin
     from benchmarks.process import ContenderFailed
     from benchmarks.worker import Unavailable
 

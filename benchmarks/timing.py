@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,9 @@ from benchmarks.machine import LIMIT, Others
 
 LEAST = 0.5
 """Seconds. A sample holds as many repetitions as it takes to be this long: the kernel counts in hundredths."""
+SETTLE = 0.3
+"""Seconds before a sample: threads of the contender before it may wait actively for a while (OpenMP), and would take
+cores away. Telling OpenMP to wait passively would slow down every contender, by a third on small networks."""
 TRIES = 5
 """How often a sample is taken at most."""
 
@@ -46,6 +50,7 @@ def interleave(
         for name, thing in things.items():
             tries: list[Sample] = []
             for _ in range(TRIES):
+                time.sleep(SETTLE)
                 others()
                 seconds = thing(counts[name])
                 used = others()

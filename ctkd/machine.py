@@ -14,7 +14,7 @@ import torch
 TRIM_THRESHOLD, MMAP_MAX = -1, -4
 """Parameters of glibc's ``mallopt`` (malloc.h)."""
 USUAL = {TRIM_THRESHOLD: 128 * 1024, MMAP_MAX: 65536}
-KEEPING = {TRIM_THRESHOLD: 2**31 - 1, MMAP_MAX: 0}
+KEEPING = {TRIM_THRESHOLD: -1, MMAP_MAX: 0}  # no trimming at all: the largest threshold is 2 GiB
 
 
 @contextlib.contextmanager
