@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -390,8 +390,31 @@ class TeacherSource(Protocol):
         ...
 
 
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What a certification stage knows after a search.
+
+    Attributes:
+        margins: (batch, classes), as ``CertificationStage.margins`` returns them.
+        points: (batch, *input_shape), an input for each sample that may be a counterexample, in any floating type, or
+            None. Core clamps it to the box and replays it in the float32 network; no claim is made about it.
+        proofs: for each sample the tensors of a proof that all its margins are above zero, or None; empty without any.
+            See docs/proofs.md for what they hold.
+    """
+
+    margins: Tensor
+    points: Tensor | None = None
+    proofs: Sequence[Mapping[str, Tensor] | None] = ()
+
+
 class CertificationStage(Protocol):
-    """Lower bounds of the margins over boxes. Must be sound up to floating-point rounding."""
+    """Lower bounds of the margins over boxes. Must be sound up to floating-point rounding.
+
+    A stage may also search: then it has a method ``search(network, box, labels, stop) -> Found``, which the cascade
+    calls instead of ``margins``, on samples that no attack broke and no stage certified so far. ``stop`` is a function;
+    once it returns True the stage must return within seconds with what it has, sound as ever. A number ``at_once``
+    says how many samples it is given together (default: 1): their results are stored together.
+    """
 
     def margins(self, network: Network, box: Box, labels: Tensor) -> Tensor:
         """(batch, classes), 0 at the label; network and box come in one dtype, float64 by default."""

@@ -9,12 +9,16 @@ from ctkd.papers import (
     AD_CERT,
     AKD,
     ALPAYDIN,
+    ALPHA_CROWN,
     ARD,
     B_MTARD,
+    BABSR,
+    BETA_CROWN,
     CC_DIST,
     CROWN,
     EXPRESSIVE,
     FORWABS,
+    FSB,
     GOWAL,
     HE,
     IAD,
@@ -241,7 +245,24 @@ def ctkd_certification_stages() -> list[Registration]:
             "crown-ibp", "ctkd.certify.stages:CrownIBPStage", "one backward pass on interval bounds", (ZHANG,)
         ),
         Registration("crown", "ctkd.certify.stages:CrownStage", "backward passes for every layer", (CROWN,)),
+        Registration(
+            "alpha-crown",
+            "ctkd.certify.alpha_crown:AlphaCrownStage",
+            "CROWN with slopes optimised for each margin",
+            (ALPHA_CROWN,),
+        ),
+        Registration(
+            "complete",
+            "ctkd.certify.complete:CompleteStage",
+            "branch and bound over ReLUs: certifies or breaks every sample, given the time",
+            (BETA_CROWN, ALPHA_CROWN, FSB, BABSR),
+        ),
     ]
+
+
+@hookimpl
+def ctkd_verifiers() -> list[Registration]:
+    return [Registration("ctkd", "ctkd.verifiers.own:Own", "ctkd's own attack and certification stages")]
 
 
 @hookimpl
@@ -249,7 +270,11 @@ def ctkd_commands() -> list[Registration]:
     return [
         Registration("train", "ctkd.cli.train:command", "Train a student with a teacher, certify it, export it."),
         Registration("certify", "ctkd.cli.certify:command", "Attack and certify a trained student."),
-        Registration("export", "ctkd.cli.export:command", "Write ONNX, VNN-LIB and instances.csv for verifiers."),
+        Registration("check-proofs", "ctkd.cli.check_proofs:command", "Replay stored proofs by separate code."),
+        Registration("radii", "ctkd.cli.radii:command", "Find each sample's certified radius."),
+        Registration("report", "ctkd.cli.report:command", "Write one HTML page about runs, or comparing them."),
+        Registration("verify", "ctkd.cli.verify:command", "Ask external verifiers about a run or instances."),
+        Registration("export", "ctkd.cli.export:command", "Write what verifiers read, or a whole benchmark."),
         Registration("check", "ctkd.cli.check:command", "Say whether a model can be bounded, and what cannot."),
         Registration("cite", "ctkd.cli.cite:command", "Print BibTeX for the methods of a run or configuration."),
         Registration("plugins", "ctkd.cli.plugins:command", "List plugins and their options."),

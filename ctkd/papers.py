@@ -187,3 +187,35 @@ B_MTARD = Paper(
     2023,
     arxiv="2306.16170",
 )
+ALPHA_CROWN = Paper(
+    _by("Xu, Kaidi; Zhang, Huan; Wang, Shiqi; Wang, Yihan; Jana, Suman; Lin, Xue; Hsieh, Cho-Jui"),
+    "Fast and Complete: Enabling Complete Neural Network Verification with Rapid and Massively Parallel Incomplete "
+    "Verifiers",
+    2021,
+    "International Conference on Learning Representations",
+    "2011.13824",
+)
+BETA_CROWN = Paper(
+    _by("Wang, Shiqi; Zhang, Huan; Xu, Kaidi; Lin, Xue; Jana, Suman; Hsieh, Cho-Jui; Kolter, J. Zico"),
+    "Beta-CROWN: Efficient Bound Propagation with Per-neuron Split Constraints for Complete and Incomplete Neural "
+    "Network Robustness Verification",
+    2021,
+    "Advances in Neural Information Processing Systems 34",
+    "2103.06624",
+)
+BABSR = Paper(
+    _by("Bunel, Rudy; Lu, Jingyue; Turkaslan, Ilker; Torr, Philip H. S.; Kohli, Pushmeet; Kumar, M. Pawan"),
+    "Branch and Bound for Piecewise Linear Neural Network Verification",
+    2020,
+    "Journal of Machine Learning Research",
+    "1909.06588",
+)
+FSB = Paper(
+    _by(
+        "De Palma, Alessandro; Bunel, Rudy; Desmaison, Alban; Dvijotham, Krishnamurthy; Kohli, Pushmeet; "
+        "Torr, Philip H. S.; Kumar, M. Pawan"
+    ),
+    "Improved Branch and Bound for Neural Network Verification via Lagrangian Decomposition",
+    2021,
+    arxiv="2104.06718",
+)

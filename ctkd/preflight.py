@@ -11,7 +11,7 @@ import torch
 from ctkd.api import Data
 from ctkd.attribution import label
 from ctkd.boxes import perturbation_box
-from ctkd.certify.cascade import PRECISION
+from ctkd.certify.settling import PRECISION
 from ctkd.config import RunConfig
 from ctkd.errors import BadInput, RunFailed
 from ctkd.export import to_onnx

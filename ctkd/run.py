@@ -6,37 +6,47 @@ from __future__ import annotations
 
 import os
 import platform
-import re
-import shutil
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ctkd.accuracy import is_correct, natural_accuracy
+from ctkd.accuracy import natural_accuracy
 from ctkd.attribution import attributed, is_own
 from ctkd.certify.attack import attack_facts
-from ctkd.certify.store import Store
 from ctkd.cite import entries
+from ctkd.competition import export_benchmark
 from ctkd.config import RunConfig, check_imports, dump, resolve
 from ctkd.distributed import from_leader, leads, together, wait, world
 from ctkd.errors import BadInput
-from ctkd.export import export_instances
-from ctkd.interrupt import StopRequest, stop_request
+from ctkd.exporting import export, export_beside
+from ctkd.interrupt import stop_request
 from ctkd.machine import prepared
-from ctkd.options import Radius
 from ctkd.preflight import check, check_device, check_precision, check_student
-from ctkd.progress import Mute, Reporter, Silent
-from ctkd.propagate import Network, margins_of
-from ctkd.randomness import generator
+from ctkd.progress import Reporter
+from ctkd.proving import check_proofs
+from ctkd.report.write import report
 from ctkd.runfolder import RunFolder
-from ctkd.session import Session, load_data, selected, split_digest, versions
+from ctkd.session import Session, load_data, selected, versions
 from ctkd.storage import read_json, write_json, write_text
+from ctkd.trained import certify, certify_each, lock, radii, set_threads, voice_of
+from ctkd.verify.command import verify
 
-__all__ = ["certify", "check", "export", "resume", "train"]
+__all__ = [
+    "certify",
+    "certify_each",
+    "check",
+    "check_proofs",
+    "export",
+    "export_benchmark",
+    "radii",
+    "report",
+    "resume",
+    "train",
+    "verify",
+]
 
 
 @together()
@@ -69,12 +79,12 @@ def train(
     Raises:
         BadInput, RunFailed, Contradiction, Interrupted: see ``ctkd.errors``.
     """
-    voice = _voice(reporter)
+    voice = voice_of(reporter)
     resolved = resolve(settings, config)
     check_imports(resolved, allow_import)
     check_device(resolved.train.device)
     check_precision(resolved)
-    _set_threads(resolved.train.threads)
+    set_threads(resolved.train.threads)
     # The thread count belongs to the result: it is recorded even where it was left open.
     resolved = replace(resolved, train=resolved.train.model_copy(update={"threads": torch.get_num_threads()}))
     with stop_request() as stop:
@@ -84,7 +94,7 @@ def train(
         check_student(resolved, data, voice)
         folder = from_leader(lambda: RunFolder.create(out, f"{data.name}-{resolved.bound.name}"))
         try:
-            with _lock(folder):
+            with lock(folder):
                 if leads():
                     header = f"# {' '.join(command.splitlines())}\n\n" if command else ""
                     write_text(folder.config, header + dump(resolved))
@@ -106,7 +116,7 @@ def resume(
 ) -> tuple[RunFolder, dict[str, Any]]:
     """Go on with a run that was interrupted; a finished run is returned as it is. What ``ctkd train --resume`` does."""
     folder = RunFolder.open(path)
-    with stop_request() as stop, _lock(folder):
+    with stop_request() as stop, lock(folder):
         if not folder.config.exists():
             raise BadInput(f"{path} was stopped before its configuration was written; start a new run")
         if folder.summary.exists():
@@ -119,19 +129,9 @@ def resume(
         config = resolve(file=folder.config)
         check_imports(config, allow_import)
         check_device(config.train.device)
-        _set_threads(config.train.threads)
-        session = Session(config, folder, load_data(config), _voice(reporter), stop)
+        set_threads(config.train.threads)
+        session = Session(config, folder, load_data(config), voice_of(reporter), stop)
         return folder, _work(session, certify)
-
-
-def _voice(reporter: Reporter | None) -> Reporter:
-    """The leader speaks for all processes."""
-    return (reporter or Silent()) if leads() else Mute()
-
-
-def _lock(folder: RunFolder) -> AbstractContextManager[None]:
-    """The leader keeps other runs out, for all processes."""
-    return folder.lock() if leads() else nullcontext()
 
 
 def _work(session: Session, certify: bool) -> dict[str, Any]:
@@ -150,7 +150,7 @@ def _phases(session: Session, certify: bool) -> dict[str, Any]:
     session.check_stop()
     certificate = session.certify(student, config.train.eps, options, session.resume_hint) if certify else None
     if certificate is not None:
-        figures = certificate.summary()
+        figures = certificate.summary() | session.float32(student, config.train.eps, options)
         samples = certificate.samples
     else:
         part = selected(session.data, options)
@@ -159,6 +159,7 @@ def _phases(session: Session, certify: bool) -> dict[str, Any]:
             "natural_accuracy": natural_accuracy(student, part),
             "adversarial_accuracy": None,
             "certified_accuracy": None,
+            "float32_certified": None,
         }
     summary = {
         **figures,
@@ -175,7 +176,7 @@ def _phases(session: Session, certify: bool) -> dict[str, Any]:
     }
     if certify and leads():
         try:
-            _export_beside(session, student)
+            export_beside(session, student)
         except BadInput as problem:
             for message in problem.messages:
                 session.reporter.warn(f"not exported: {message}")
@@ -195,158 +196,3 @@ def _environment(config: RunConfig) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "processes": world(),
     }
-
-
-def _set_threads(threads: int | None) -> None:
-    if threads is not None:
-        torch.set_num_threads(threads)
-
-
-def _export_beside(session: Session, student: Network) -> None:
-    """The export that belongs to a run; made again when a resumed run ends."""
-    config = session.config
-    shutil.rmtree(session.folder.exports, ignore_errors=True)
-    _export(session, student, config.train.eps, session.folder.exports, **config.export.model_dump())
-
-
-def _export(
-    session: Session, network: Network, eps: float, folder: Path, *, samples: int, seed: int, timeout: float
-) -> dict[str, Any]:
-    split = getattr(session.data, session.config.certify.split)
-    with torch.no_grad():
-        logits = torch.cat([network(part) for part in split.images.split(1000)])
-    correct = is_correct(margins_of(logits, split.labels), split.labels).nonzero().flatten()
-    if samples > len(correct):
-        raise BadInput(f"export.samples={samples}: only {len(correct)} images of the split are classified correctly")
-    order = torch.randperm(len(correct), generator=generator(seed, "export"))
-    indices = correct[order[:samples]].sort().values.tolist()
-    known = certified_samples(session.folder, network, eps, session.config.certify.split, split_digest(split))
-    report = export_instances(
-        network,
-        split.images[indices],
-        split.labels[indices],
-        indices,
-        eps,
-        folder,
-        # File names of a competition folder allow few characters.
-        name=re.sub(r"[^A-Za-z0-9._-]+", "-", f"{session.data.name}-{session.config.model.name}"),
-        timeout=timeout,
-        certified=known.intersection(indices),
-    )
-    return {
-        "folder": str(folder),
-        "model": report.model,
-        "instances": len(indices),
-        "indices": indices,
-        "eps": eps,
-        "certified": report.replayed,
-        "largest_difference": report.difference,
-    }
-
-
-def certified_samples(folder: RunFolder, network: Network, eps: float, split: str, data: str) -> set[int]:
-    """Samples of the split that the run's results record as certified at this radius."""
-    if not folder.results.exists():
-        return set()
-    with Store(folder.results) as store:
-        return store.certified(network.sha256(), eps, split, data)
-
-
-def _open(
-    path: Path, data_dir: Path | None, settings: Mapping[str, Any], reporter: Reporter, stop: StopRequest
-) -> tuple[Session, Network]:
-    """A finished run as a session, with its network."""
-    folder = RunFolder.open(path)
-    if not folder.network.exists():
-        raise BadInput(f"{path} has no trained student yet; go on with `ctkd train --resume {path}`")
-    given = dict(settings)
-    if data_dir is not None:
-        given["data.dir"] = str(data_dir)
-    config = resolve(given, folder.config, trained=True)
-    _set_threads(config.train.threads)
-    return Session(config, folder, load_data(config), reporter, stop), Network.load(folder.network)
-
-
-def _radius(eps: float | str | None, default: float) -> float:
-    from pydantic import TypeAdapter, ValidationError
-
-    if eps is None:
-        return default
-    try:
-        return float(TypeAdapter(Radius).validate_python(eps))
-    except ValidationError as error:
-        raise BadInput(f"eps={eps}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
-
-
-@together()
-@attributed()
-@prepared()
-def certify(
-    run: Path,
-    *,
-    eps: float | str | None = None,
-    data_dir: Path | None = None,
-    settings: Mapping[str, Any] | None = None,
-    reporter: Reporter | None = None,
-) -> dict[str, Any]:
-    """Certify a trained student: what ``ctkd certify`` does. Samples that are already settled are not done again.
-
-    Args:
-        run: a run folder.
-        eps: radius in pixel units, also as ``"2/255"``; None is the run's.
-        data_dir: where the data set's files lie, if not where the run found them.
-        settings: ``"certify.key"`` -> value, such as ``{"certify.samples": 500}``.
-
-    Returns:
-        Accuracies (fractions), counts, stages, eps, samples, split.
-    """
-    foreign = [path for path in settings or {} if not path.startswith("certify.")]
-    if foreign:
-        raise BadInput(
-            *(f"{path}: certifying takes certify.* settings only; the rest belongs to the run" for path in foreign)
-        )
-    with stop_request() as stop:
-        session, network = _open(run, data_dir, settings or {}, _voice(reporter), stop)
-        radius = _radius(eps, session.config.train.eps)
-        with _lock(session.folder):
-            hint = "The same command goes on"
-            certificate = session.certify(network, radius, session.config.certify, hint)
-    return {
-        **certificate.summary(),
-        "attack": attack_facts(session.config.certify),
-        "eps": radius,
-        "samples": certificate.samples,
-        "split": session.config.certify.split,
-        "seconds": certificate.seconds,
-    }
-
-
-@attributed()
-def export(
-    run: Path,
-    folder: Path,
-    *,
-    samples: int = 10,
-    seed: int = 0,
-    eps: float | str | None = None,
-    timeout: float = 60.0,
-    data_dir: Path | None = None,
-) -> dict[str, Any]:
-    """Write a student for external verifiers: what ``ctkd export`` does.
-
-    Args:
-        run: a run folder.
-        folder: must be absent or empty; gets ``onnx/``, ``vnnlib/`` and ``instances.csv``.
-        samples: how many correctly classified images.
-        seed: which of them.
-        eps: radius in pixel units; None is the run's.
-        timeout: seconds per instance.
-
-    Returns:
-        What was written, and how many instances are certified by ctkd's own stages.
-    """
-    settings = {"export.samples": samples, "export.seed": seed, "export.timeout": timeout}
-    with stop_request() as stop:
-        session, network = _open(run, data_dir, settings, Silent(), stop)
-        radius = _radius(eps, session.config.train.eps)
-        return _export(session, network, radius, folder, **session.config.export.model_dump())

@@ -22,6 +22,8 @@ from ctkd.attribution import attributed, label
 from ctkd.certify.attack import evaluation_attack, pgd_table, resolved
 from ctkd.certify.cascade import Cascade, Certificate
 from ctkd.certify.options import CertifyOptions
+from ctkd.certify.proofs import check_provable, proof_folder
+from ctkd.certify.rounding import of_results
 from ctkd.certify.store import Store
 from ctkd.config import Choice, RunConfig
 from ctkd.data.checks import check_data
@@ -320,12 +322,32 @@ class Session:
     def certify(self, network: Network, eps: float, options: CertifyOptions, hint: str) -> Certificate:
         split = getattr(self.data, options.split)
         samples = sample_range(self.data, options)
+        cascade, details = self.cascade(network, eps, options)
+        if options.proofs:
+            check_provable(network)
+        with Store(self.folder.results) if leads() else nullcontext() as store:
+            settings = store.settings(network.sha256(), eps, options.split, details) if store is not None else 0
+            number = from_leader(lambda: settings)
+            proofs = proof_folder(self.folder.path, number, network, eps, options.split, details)
+            rest = self.reporter, self.stop, hint, proofs if options.proofs else None
+            return cascade.run(split, samples, store, settings, options.batch_size, *rest)
+
+    def float32(self, network: Network, eps: float, options: CertifyOptions) -> dict[str, Any]:
+        """Which of the stored certificates hold for the network as it computes in float32, as part of a summary."""
+        split, samples = getattr(self.data, options.split), sample_range(self.data, options)
+        details = self.cascade(network, eps, options)[1]
+        results = self.folder.results
+        return from_leader(lambda: of_results(results, network, split, samples, eps, options, details, self.reporter))
+
+    def cascade(self, network: Network, eps: float, options: CertifyOptions) -> tuple[Cascade, dict[str, Any]]:
+        """The configured attack and stages, and all that determines their results besides network, eps and split."""
         attack = {k: v for k, v in options.model_dump().items() if k.startswith("attack") or k == "seed"}
         details = {
             "stages": [resolved("stage", table) for table in options.stages],
             "further_attacks": [resolved("attack", table) for table in options.further_attacks],
             "attack": attack,
-            "data": split_digest(split),
+            "data": split_digest(getattr(self.data, options.split)),
+            **({"proofs": True} if options.proofs else {}),
         }
         stages = {table["name"]: create_from("stage", table) for table in options.stages}
         cascade = Cascade(
@@ -336,9 +358,7 @@ class Session:
             seed=options.seed,
             labels={name: label(registry().find("stage", name)) for name in stages},
         )
-        with Store(self.folder.results) if leads() else nullcontext() as store:
-            settings = store.settings(network.sha256(), eps, options.split, details) if store is not None else 0
-            return cascade.run(split, samples, store, settings, options.batch_size, self.reporter, self.stop, hint)
+        return cascade, details
 
     def hook(self, name: str, **arguments: Any) -> None:
         """Call a lifecycle hook plugin by plugin, in the leader; one that raises is switched off with a warning."""

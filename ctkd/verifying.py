@@ -5,7 +5,7 @@
 A verifier gets an ONNX model and a VNN-LIB file, as they lie on the disk, and says whether the property holds. ctkd
 believes no answer as it comes: a witness is replayed, a network is compared where the tool can be asked, verdicts are
 held against each other and against ctkd's own certificates and attacks. So a plugin reports what its tool said,
-and never repairs it.
+and never repairs it. Plugins start programs by ``run_program``, which leaves none of their processes behind.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from numpy.typing import NDArray
+
+from ctkd.programs import Finished as Finished
+from ctkd.programs import run_program as run_program
 
 Verdict = Literal["verified", "falsified", "unknown", "timeout", "error"]
 """``verified``: no input of the box violates the property (a tool's ``unsat``). ``falsified``: one does (``sat``).
@@ -29,8 +32,9 @@ class Query:
     Attributes:
         model: the ONNX file: one input, one output, float32.
         specification: the VNN-LIB file; it describes the violation.
-        timeout: seconds that the tool may use.
-        scratch: an empty folder of this question's own, deleted afterwards; the tool's working directory.
+        timeout: seconds that the tool may use, its start included; whatever runs longer is ended and is a ``timeout``.
+        scratch: an empty folder of this question's own, deleted afterwards; the tool's working directory, and the only
+            place that it writes to.
     """
 
     model: Path
@@ -62,16 +66,19 @@ class Answer:
 class Verifier(Protocol):
     """A tool that settles properties of networks; made from its validated options.
 
+    Its methods may be called from several threads at once (``--jobs``).
+
     Optional members:
         ``formats``: the versions of VNN-LIB that it reads, best first; ``("1.0",)`` by default.
         ``witness_digits``: decimals to which it prints a witness; None, the default, if in full. A witness that is
-            rounded is moved into the box by at most half a unit of the last decimal before it is replayed.
+            rounded may be moved by half a unit of the last decimal, into the box, before it is replayed.
         ``outputs(model, x)``: the tool's own logits at one input, (inputs,) to (outputs,), both float64; ctkd compares
-            them with onnxruntime's before it asks anything. For tools that can be asked.
+            them with onnxruntime's before it asks anything about the model. For tools that can be asked. Raises
+            RunFailed where it cannot be asked about this model.
     """
 
     def check(self) -> dict[str, str]:
-        """Versions of the tool and of what it runs on, by name.
+        """Versions of the tool and of what it runs on, by name; stored with every answer.
 
         Raises:
             BadInput: it is not installed or cannot run here; the line says how to get it.

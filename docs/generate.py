@@ -66,11 +66,9 @@ def _plugin(entry: Registration) -> str:
     if entry.papers:
         parts.append("\n".join(["Papers:", "", *(f"- {_reference(paper)}" for paper in entry.papers)]))
     options = options_class(entry)
-    role = next((role for role, kind in ROLES.items() if kind == entry.kind), None)
-    if options.model_fields and role:
-        parts.append(options_table(options, role))
-    elif role:
-        parts.append("No options.")
+    # Stages and verifiers have no table of their own in the configuration.
+    role = next((role for role, kind in ROLES.items() if kind == entry.kind), entry.name)
+    parts.append(options_table(options, role) if options.model_fields else "No options.")
     return "\n\n".join(parts)
 
 

@@ -46,6 +46,8 @@ REFERENCE = [
     "ctkd.run",
     "ctkd.teaching",
     "ctkd.testing",
+    "ctkd.verifying",
+    "ctkd.vnnlib",
 ]
 """Modules that the Python reference has to cover."""
 
@@ -163,7 +165,7 @@ def test_every_plugin_and_option_is_documented(site: Path, entry: Registration) 
     assert all(paper.title in text for paper in entry.papers)
     options = options_class(entry)
     assert undocumented_options(options) == []
-    role = {kind: role for role, kind in ROLES.items()}.get(entry.kind)
+    role = {kind: role for role, kind in ROLES.items()}.get(entry.kind, entry.name)
     assert [name for name in options.model_fields if f"{role}.{name} " not in text] == []
 
 

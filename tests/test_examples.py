@@ -28,6 +28,8 @@ PUBLIC = {
     "run",
     "teaching",
     "testing",
+    "verifying",
+    "vnnlib",
 }
 """Modules of ctkd that a stranger may import."""
 PROMISES = {

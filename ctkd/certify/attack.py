@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from ctkd.accuracy import found_inside, smallest_margin
-from ctkd.api import Attack
+from ctkd.api import Attack, Split
 from ctkd.attribution import is_own
-from ctkd.boxes import Box
+from ctkd.boxes import Box, perturbation_box
 from ctkd.certify.options import CertifyOptions
 from ctkd.plugins import create_from, options_from, registry
-from ctkd.propagate import margins_of
+from ctkd.propagate import Network, margins_of
 from ctkd.randomness import Noise
 
 
@@ -91,3 +91,47 @@ class InTurn:
             best[left[better]] = found[better]
             lowest[left[better]] = reached[better]
         return best
+
+
+def attack_again(
+    network: Network, split: Split, eps: float, samples: Sequence[int], details: Mapping[str, Any]
+) -> Tensor:
+    """(samples, *input_shape): the attack's points, found again from each sample's own noise.
+
+    Results keep only margins. These are the recorded points up to the last bits of float32, inside the samples' boxes.
+
+    Args:
+        details: of the settings under which the results were recorded; see ``Store.matching``.
+
+    Raises: BadInput if an attack among them is not installed.
+    """
+    options = CertifyOptions(**details["attack"], further_attacks=tuple(map(_table, details["further_attacks"])))
+    rows = torch.tensor(samples)
+    x, labels = split.images[rows], split.labels[rows]
+    noise = Noise(options.seed, "certification-attack", samples=rows)
+    return found_inside(evaluation_attack(options), network, x, labels, perturbation_box(x, eps), noise)
+
+
+def search_again(
+    network: Network, split: Split, eps: float, samples: Sequence[int], details: Mapping[str, Any], stage: str
+) -> Tensor:
+    """As ``attack_again``, for samples that a certification stage broke: its points, or the image where it finds none.
+
+    A stage may find another point than it did, or none where its time runs out.
+
+    Raises: BadInput if the stage is not installed.
+    """
+    search = create_from("stage", next(_table(table) for table in details["stages"] if table["name"] == stage)).search
+    wide = network.to(torch.float64)
+    points = split.images[torch.tensor(samples)].clone()
+    for k, sample in enumerate(samples):
+        box = perturbation_box(points[k : k + 1], eps)
+        found = search(wide, box.to(torch.float64), split.labels[[sample]], lambda: False).points
+        if found is not None:
+            points[k : k + 1] = box.clamp(found.to(points.dtype))
+    return points
+
+
+def _table(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """A plugin's name and options, without where it came from."""
+    return {key: value for key, value in recorded.items() if key != "origin"}

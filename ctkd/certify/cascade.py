@@ -5,30 +5,25 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ctkd.accuracy import found_inside, smallest_margin
-from ctkd.api import Attack, CertificationStage, Split
+from ctkd.accuracy import found_inside
+from ctkd.api import Attack, CertificationStage, Found, Split
 from ctkd.boxes import perturbation_box
+from ctkd.certify.proofs import ProofFolder
+from ctkd.certify.settling import PRECISION, Batch, Stopwatch
 from ctkd.certify.store import Row, Store
 from ctkd.distributed import from_leader, gathered, greatest, rank, world
-from ctkd.errors import Contradiction, Interrupted, RunFailed
+from ctkd.errors import Interrupted
 from ctkd.interrupt import StopRequest
 from ctkd.progress import Reporter
-from ctkd.propagate import Network, margins_of
+from ctkd.propagate import Network
 from ctkd.randomness import Noise
-
-PRECISION = torch.float64
-"""Arithmetic of the bounds; the network's weights are float32."""
-ROUNDING = 1e-10
-"""A lower bound counts as greater than zero from here on, times the size of the sample's margins (at least 1): far
-above the rounding of float64 bounds, far below anything that matters. See docs/soundness.md."""
 
 
 @dataclass(frozen=True)
@@ -89,128 +84,126 @@ class Cascade:
         reporter: Reporter,
         stop: StopRequest,
         hint: str,
+        proofs: ProofFolder | None = None,
     ) -> Certificate:
         """Settle the samples that the store does not have yet. ``hint`` tells an interrupted user how to go on.
 
-        Several processes settle a batch each at a time. The leader alone has a store, and writes what all found.
+        Several processes settle a batch each at a time. The leader alone has a store, and writes what all found;
+        proofs are written by the process that has them, each before its sample's row is stored.
 
         Raises:
             Contradiction: a sample is both certified and broken. Its rows are not stored.
-            Interrupted: a signal came; finished batches are stored.
+            Interrupted: a signal came; finished samples are stored.
         """
         done = from_leader(lambda: {row.sample for row in _rows(store, settings, samples)})
         reporter.begin(f"certifying at eps={self.eps:g}", len(samples), len(done))
         try:
             # A sample's noise is its own: how samples are batched changes no more than the last bits of a margin.
             todo = [i for i in samples if i not in done]
+            left = len(todo)
             for start in range(0, len(todo), batch * world()):
                 mine = todo[start + rank() * batch :][:batch]
-                found = gathered((self.settle(split, mine) if mine else [], self.nonsense))
-                rows = [row for settled, _ in found for row in settled]
-                self.nonsense.update(*(names for _, names in found))
-                if store is not None:
-                    store.add(settings, rows)
-                reporter.advance(len(rows))
-                (signal,) = greatest(stop.signal_number or 0)
-                if signal and start + len(rows) < len(todo):
-                    raise Interrupted(
-                        f"interrupted after sample {rows[-1].sample}; finished samples are stored. {hint}", signal
-                    )
+                parts = self.parts(split, mine, lambda: bool(stop), proofs)
+                for rows in self._exchanged(parts):
+                    if store is not None:
+                        store.add(settings, rows)
+                    reporter.advance(len(rows))
+                    left -= len(rows)
+                    _obey(stop, left, rows, hint)
+                _obey(stop, left, [], hint)
         finally:
             reporter.end()
             for name in sorted(self.nonsense):
                 reporter.warn(f"{self._label(name)} returned NaN for some samples; such bounds prove nothing")
         return from_leader(lambda: count(_rows(store, settings, samples), len(samples) == len(split)))
 
-    def settle(self, split: Split, indices: list[int]) -> list[Row]:
-        """One batch: natural prediction, attack, stages."""
-        began = time.monotonic()
-        x, labels = split.images[indices], split.labels[indices]
-        box = perturbation_box(x, self.eps)
-        with torch.no_grad():
-            logits = self.network(x)
-            natural = smallest_margin(margins_of(logits, labels), labels)
-        found = x.clone()
-        correct = natural > 0
-        if correct.any():
-            noise = Noise(self.seed, "certification-attack", samples=torch.tensor(indices)[correct])
-            found[correct] = found_inside(self.attack, self.network, x[correct], labels[correct], box[correct], noise)
-        with torch.no_grad():
-            attacked = torch.minimum(natural, smallest_margin(margins_of(self.network(found), labels), labels))
-            lower, settled_by = self._certify(x, labels)
-            self._contradict(indices, labels, found, lower, settled_by)
-        seconds = (time.monotonic() - began) / len(indices)
-        rows = []
-        for k, index in enumerate(indices):
-            # A sample that any replayed point breaks is not certified, whatever the bounds say.
-            broken, certified = float(attacked[k]) <= 0, settled_by[k] != ""
-            status = "broken" if broken else "certified" if certified else "undecided"
-            stage = ("attack" if natural[k] > 0 else "natural") if broken else settled_by[k] if certified else ""
-            bound = float(lower[k])
-            rows.append(
-                Row(
-                    index,
-                    int(labels[k]),
-                    int(logits[k].argmax()),
-                    status,  # type: ignore[arg-type]
-                    stage,
-                    bound if math.isfinite(bound) else None,
-                    float(attacked[k]),
-                    seconds,
-                )
-            )
-        return rows
+    def _exchanged(self, parts: Iterator[list[Row]]) -> Iterator[list[Row]]:
+        """The rows of all processes' next parts, until none has a part left."""
+        while True:
+            found = gathered((next(parts, None), self.nonsense))
+            if all(part is None for part, _ in found):
+                return
+            self.nonsense.update(*(names for _, names in found))
+            yield [row for part, _ in found for row in part or ()]
 
-    def _certify(self, x: Tensor, labels: Tensor) -> tuple[Tensor, list[str]]:
-        """Smallest lower bound per sample, elementwise best over the stages, and the stage that proved it.
+    def settle(self, split: Split, indices: list[int], stop: Callable[[], bool] = lambda: False) -> list[Row]:
+        """One batch: natural prediction, attack, stages. Without the samples that ``stop`` cuts short."""
+        return [row for part in self.parts(split, indices, stop) for row in part]
 
-        Attacked samples go through the stages as well: that is how a contradiction would show.
-        """
-        network = self.network.to(PRECISION)
-        box = perturbation_box(x, self.eps).to(PRECISION)
-        best = torch.full((len(labels), network.classes), -torch.inf, dtype=PRECISION)
-        by = [""] * len(labels)
-        left = torch.arange(len(labels))
-        for name, stage in self.stages.items():
-            margins = stage.margins(network, box[left], labels[left])
-            self._check_margins(margins, len(left), name)
-            # A bound that is not a number proves nothing.
-            if bool(margins.isnan().any()):
-                self.nonsense.add(name)
-            margins = torch.where(margins.isnan(), -torch.inf, margins)
-            best[left] = torch.maximum(best[left], margins)
-            size = best[left].abs().amax(1).clamp(min=1)
-            proved = smallest_margin(best[left], labels[left]) > ROUNDING * size
-            for k in left[proved].tolist():
-                by[k] = name
-            left = left[~proved]
-            if len(left) == 0:
-                break
-        return smallest_margin(best, labels), by
-
-    def _check_margins(self, margins: object, batch: int, name: str) -> None:
-        wanted = (batch, self.network.classes)
-        if isinstance(margins, Tensor) and margins.shape == wanted and margins.dtype == PRECISION:
+    def parts(
+        self, split: Split, indices: list[int], stop: Callable[[], bool], proofs: ProofFolder | None = None
+    ) -> Iterator[list[Row]]:
+        """The rows of one batch, each as soon as it is final. After ``stop`` only one more part comes."""
+        if not indices:
             return
-        found = f"{margins.dtype} of shape {tuple(margins.shape)}" if isinstance(margins, Tensor) else type(margins)
-        raise RunFailed(f"{self._label(name)} returned {found}; it must return {PRECISION} of shape {wanted}")
+        x, labels = split.images[indices], split.labels[indices]
+        batch = Batch.of(self.network, x, labels, indices, perturbation_box(x, self.eps))
+        box = batch.box.to(PRECISION)
+        watch = Stopwatch(batch)
+        self._attack(batch)
+        left = waiting = torch.arange(len(indices))
+        for name, stage in self.stages.items():
+            search = getattr(stage, "search", None)
+            if search is None:
+                # Attacked samples go through these as well: that is how a contradiction would show.
+                with torch.no_grad():
+                    found = Found(stage.margins(batch.wide, box[left], labels[left]))
+                self._learn(batch, left, found, name)
+                left = left[batch.unproved(left)]
+                if len(left) == 0:
+                    break
+                continue
+            watch.lap(waiting)
+            left = left[batch.unproved(left) & ~batch.broken(left)]
+            yield [batch.row(k) for k in waiting.tolist() if k not in left]
+            waiting = left
+            for chunk in torch.split(left, getattr(stage, "at_once", 1)) if len(left) else ():
+                if stop():
+                    break
+                with torch.no_grad():
+                    found = search(batch.wide, box[chunk], labels[chunk], stop)
+                self._learn(batch, chunk, found, name, proofs)
+                watch.lap(chunk)
+                # What a signal cut short is not final, nor what is undecided and has another stage to go.
+                last = name == list(self.stages)[-1] and not stop()
+                settled = chunk if last else chunk[~batch.unproved(chunk) | batch.broken(chunk)]
+                waiting = waiting[~torch.isin(waiting, settled)]
+                yield [batch.row(k) for k in settled.tolist()]
+            if stop():
+                return
+            left = waiting
+        watch.lap(waiting)
+        yield [batch.row(k) for k in waiting.tolist()]
+
+    def _attack(self, batch: Batch) -> None:
+        found, right = batch.x.clone(), batch.natural > 0
+        if right.any():
+            noise = Noise(self.seed, "certification-attack", samples=torch.tensor(batch.indices)[right])
+            given = batch.x[right], batch.labels[right], batch.box[right], noise
+            found[right] = found_inside(self.attack, self.network, *given)
+        batch.replay(torch.arange(len(found)), found)
+
+    def _learn(self, batch: Batch, rows: Tensor, found: Found, name: str, proofs: ProofFolder | None = None) -> None:
+        if batch.learn(rows, found, name, self._label(name), needs_proof=proofs is not None):
+            self.nonsense.add(name)
+        for row, proof in zip(rows.tolist(), found.proofs, strict=False):
+            if (
+                proofs is not None
+                and proof is not None
+                and batch.proved[row]
+                and not bool(batch.broken(rows.new_tensor([row])))
+            ):
+                proofs.write(batch.indices[row], int(batch.labels[row]), batch.box[row : row + 1], proof)
 
     def _label(self, stage: str) -> str:
         return self.labels.get(stage, f"stage {stage!r}")
 
-    def _contradict(self, indices: list[int], labels: Tensor, found: Tensor, lower: Tensor, by: list[str]) -> None:
-        """The attacked point, replayed in the arithmetic of the bounds, must not break a certified sample."""
-        network = self.network.to(PRECISION)
-        replayed = smallest_margin(margins_of(network(found.to(PRECISION)), labels), labels)
-        both = [k for k in (replayed <= 0).nonzero().flatten().tolist() if by[k]]
-        if both:
-            k = both[0]
-            raise Contradiction(
-                f"sample {indices[k]} is certified by {self._label(by[k])} (margin at least {float(lower[k]):.3g}) and "
-                f"broken by an attacked point (margin {float(replayed[k]):.3g}); a bound is wrong, and nothing was "
-                f"reported. "
-                f"{len(both)} such sample(s) in this batch, network {self.network.sha256()[:12]}"
-            )
+
+def _obey(stop: StopRequest, left: int, rows: list[Row], hint: str) -> None:
+    (signal,) = greatest(stop.signal_number or 0)
+    if signal and left:
+        after = f" after sample {rows[-1].sample}" if rows else ""
+        raise Interrupted(f"interrupted{after}; finished samples are stored. {hint}", signal)
 
 
 def _rows(store: Store | None, settings: int, samples: range) -> list[Row]:

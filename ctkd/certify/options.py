@@ -35,6 +35,9 @@ class CertifyOptions(Options):
     """Samples settled together; results are stored per batch."""
     seed: Index = 0
     """Of the attack's starting points."""
+    proofs: bool = False
+    """Whether stages that search (``alpha-crown``, ``complete``) store proofs in the run folder, for
+    ``ctkd check-proofs``. They certify nothing without one then. ReLU and LeakyReLU networks only."""
 
 
 class ExportOptions(Options):
@@ -46,3 +49,22 @@ class ExportOptions(Options):
     """Which images."""
     timeout: Positive = 60.0
     """Seconds per instance in ``instances.csv``."""
+
+
+class BenchmarkOptions(Options):
+    """What ``ctkd export --format vnncomp`` writes."""
+
+    samples: Count = 60
+    """Instances, if ``mix`` does not say how many."""
+    seed: Index = 0
+    """Seed of the instances that lie in the repository; the competition generates them again with its own."""
+    mix: str | None = None
+    """Instances of each outcome, such as "cheap=10,tight=20,undecided=20,broken=10"; None is as even as it can be."""
+    budget: Positive = 21_600.0
+    """Seconds that the timeouts add up to; the competition's limit by default."""
+    pool: Count = 200
+    """Images of each outcome that the repository carries, for seeds to draw from."""
+    cheap: tuple[str, ...] = ("ibp", "crown-ibp")
+    """Certification stages that count as cheap; the others are tight."""
+    name: str | None = None
+    """Of the network's file; by default those of the data set and the model."""

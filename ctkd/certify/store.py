@@ -125,3 +125,20 @@ class Store:
             (network, eps, split),
         )
         return {int(sample) for sample, details in found if json.loads(details).get("data") == data}
+
+    def matching(self, network: str, eps: float, split: str, data: str) -> dict[int, dict[str, Any]]:
+        """All settings for this network, radius, split and digest of its data: id and details."""
+        found = self.connection.execute(
+            "SELECT id, details FROM settings WHERE network = ? AND eps = ? AND split = ? ORDER BY id",
+            (network, eps, split),
+        )
+        every = {int(key): json.loads(details) for key, details in found}
+        return {key: details for key, details in every.items() if details.get("data") == data}
+
+    def with_proofs(self, network: str, split: str) -> list[tuple[int, float, dict[str, Any]]]:
+        """All settings for this network and split under which proofs are stored: id, eps and details."""
+        found = self.connection.execute(
+            "SELECT id, eps, details FROM settings WHERE network = ? AND split = ? ORDER BY id", (network, split)
+        )
+        every = [(int(key), float(eps), json.loads(details)) for key, eps, details in found]
+        return [entry for entry in every if entry[2].get("proofs")]

@@ -217,7 +217,7 @@ def results_table(summary: Mapping[str, Any]) -> None:
         who = f"teacher {teacher['name']}" if summary.get("further_teachers") else "teacher"
         table.add_row(who, percent(teacher["natural_accuracy"]), percent(teacher["adversarial_accuracy"]), "-")
     keys = ("natural_accuracy", "adversarial_accuracy", "certified_accuracy")
-    table.add_row("student", *(percent(summary[key]) for key in keys))
+    table.add_row("model" if "model" in summary else "student", *(percent(summary[key]) for key in keys))
     console = Console()
     console.print(table)
     for line in notes(summary):
@@ -241,9 +241,24 @@ def notes(summary: Mapping[str, Any]) -> list[str]:
             lines.append(
                 f"robust accuracy lies between {percent(low)} and {percent(high)}: undecided samples may be either"
             )
+    lines += float32_notes(summary)
     error = summary.get("certified_standard_error")
     if error is not None:
         lines.append(f"a part of the split: certified accuracy +- {percent(error)} (one binomial standard error)")
     if summary.get("validation_seen_in_training"):
         lines.append("trained on training and validation data; validation figures are optimistic")
     return lines
+
+
+def float32_notes(summary: Mapping[str, Any]) -> list[str]:
+    """Which certificates also hold for the network as it computes in float32; see docs/soundness.md."""
+    facts = summary.get("float32")
+    if not facts:
+        return []
+    if "reason" in facts:
+        return [f"float32: how many certificates hold for the deployed network is not known: {facts['reason']}"]
+    left = [f"{facts['fallen']} fall"] + [f"{facts['uncovered']} not covered"] * bool(facts["uncovered"])
+    error = facts["largest_deployed_error"]
+    most = "no bound" if error is None else f"a margin moves by at most {error:.2g}"
+    held = f"{summary['float32_certified']} certificates hold for the deployed network, too"
+    return [f"float32: {held} ({most}); {', '.join(left)}"]

@@ -5,9 +5,7 @@
 from __future__ import annotations
 
 import math
-import os
 import re
-import shutil
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -20,6 +18,8 @@ from torch import Tensor
 from ctkd.boxes import Box, perturbation_box
 from ctkd.errors import BadInput, Contradiction, RunFailed
 from ctkd.export.check import Run, compare, runner
+from ctkd.export.folder import folder_problems, whole_folder
+from ctkd.export.generate_properties import positional
 from ctkd.export.onnx_writer import to_onnx
 from ctkd.export.vnnlib import RobustnessProperty, read_vnnlib, write_vnnlib
 from ctkd.storage import write_bytes, write_text
@@ -93,9 +93,11 @@ def export_instances(
     classes = [int(label) for label in labels]
     numbers = [int(index) for index in indices]
     problems = [
-        *_image_problems(network, images),
-        *_sample_problems(network, images, classes, numbers, certified),
-        *_option_problems(eps, name, timeout, folder),
+        *image_problems(network, images),
+        *sample_problems(network, images, classes, numbers, certified),
+        *naming_problems(eps, name),
+        *_timeout_problems(timeout),
+        *folder_problems(folder),
     ]
     if problems:
         raise BadInput(*problems)
@@ -111,12 +113,10 @@ def export_instances(
     claimed = [k for k, index in enumerate(numbers) if index in wanted]
     run = runner(model)
     for k in claimed:
-        _replay(run, images[k], box[k : k + 1], classes[k], numbers[k], eps)
+        replay(run, images[k], box[k : k + 1], classes[k], numbers[k], eps)
 
     model_path = f"onnx/{name}.onnx"
-    # Decimal keeps the shortest digits that mean this double, without an exponent.
-    radius = format(Decimal(repr(float(eps))), "f")
-    paths = [f"vnnlib/{name}_eps{radius}_idx{index}.vnnlib" for index in numbers]
+    paths = [f"vnnlib/{name}_eps{positional(eps)}_idx{index}.vnnlib" for index in numbers]
     _write_folder(folder, model, model_path, dict(zip(paths, properties, strict=True)), eps, timeout)
     return ExportReport(folder, model_path, tuple(paths), len(claimed), difference, timeout * len(paths))
 
@@ -125,7 +125,8 @@ def _flat(tensor: Tensor) -> NDArray[Any]:
     return tensor.reshape(-1).numpy()
 
 
-def _image_problems(network: Network, images: Tensor) -> list[str]:
+def image_problems(network: Network, images: Tensor) -> list[str]:
+    """What is wrong with the images themselves."""
     problems = []
     if images.dtype != torch.float32:
         problems.append(f"images are {images.dtype}; boxes are made from float32 images")
@@ -137,9 +138,10 @@ def _image_problems(network: Network, images: Tensor) -> list[str]:
     return problems
 
 
-def _sample_problems(
+def sample_problems(
     network: Network, images: Tensor, labels: list[int], indices: list[int], certified: Collection[int]
 ) -> list[str]:
+    """What is wrong with what is said about the images."""
     problems = []
     if not len(images) == len(labels) == len(indices):
         problems.append(f"{len(images)} images, {len(labels)} labels and {len(indices)} indices; need as many of each")
@@ -154,7 +156,8 @@ def _sample_problems(
     return problems
 
 
-def _option_problems(eps: float, name: str, timeout: float, folder: Path) -> list[str]:
+def naming_problems(eps: float, name: str) -> list[str]:
+    """What is wrong with the parts of file names."""
     problems = []
     if not 0 <= eps <= 1:
         hint = f", did you mean {eps:g}/255?" if 1 < eps <= 255 else ""
@@ -164,17 +167,19 @@ def _option_problems(eps: float, name: str, timeout: float, folder: Path) -> lis
             f"name {name!r} is not usable in instances.csv; accepted: letters, digits, '.', '_' and '-', "
             "beginning with a letter or digit"
         )
-    if not (math.isfinite(timeout) and timeout > 0):
-        problems.append(f"timeout={timeout:g} must be a finite number of seconds above 0")
-    if folder.exists() and not folder.is_dir():
-        problems.append(f"{folder} is a file; name a folder that does not exist yet or is empty")
-    elif folder.is_dir() and any(folder.iterdir()):
-        problems.append(f"{folder} is not empty; name a folder that does not exist yet or is empty")
     return problems
 
 
-def _replay(run: Run, image: Tensor, box: Box, label: int, index: int, eps: float) -> None:
-    """Try the image and random corners of its box; the corners depend on nothing but the index."""
+def _timeout_problems(timeout: float) -> list[str]:
+    right = math.isfinite(timeout) and timeout > 0
+    return [] if right else [f"timeout={timeout:g} must be a finite number of seconds above 0"]
+
+
+def replay(run: Run, image: Tensor, box: Box, label: int, index: int, eps: float) -> None:
+    """Try the image and random corners of its box; the corners depend on nothing but the index.
+
+    Raises: Contradiction if one of them violates the property of a sample that is claimed certified.
+    """
     generator = torch.Generator().manual_seed(index)
     upwards = torch.rand((CORNERS, *image.shape), generator=generator) < 0.5
     points = torch.cat([image[None], torch.where(upwards, box.upper, box.lower)])
@@ -197,13 +202,11 @@ def _write_folder(
     eps: float,
     timeout: float,
 ) -> None:
-    """Build beside the final place, read everything back, rename."""
+    """Write everything, and read everything back."""
     seconds = format(Decimal(repr(float(timeout))).normalize(), "f")
-    building = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    try:
-        shutil.rmtree(building, ignore_errors=True)
+    with whole_folder(folder) as building:
         for part in ("onnx", "vnnlib"):
-            (building / part).mkdir(parents=True)
+            (building / part).mkdir()
         data = model.SerializeToString(deterministic=True)
         write_bytes(building / model_path, data)
         for path, prop in properties.items():
@@ -214,10 +217,3 @@ def _write_folder(
         for path, prop in properties.items():
             if not read_vnnlib((building / path).read_bytes().decode()).identical(prop):
                 raise RunFailed(f"{path} does not read back as the box that was certified")
-        if folder.exists():
-            folder.rmdir()
-        building.rename(folder)
-    except OSError as error:
-        raise BadInput(f"{folder} cannot be written: {error.strerror}") from None
-    finally:
-        shutil.rmtree(building, ignore_errors=True)

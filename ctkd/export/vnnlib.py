@@ -3,25 +3,29 @@
 """Robustness properties as VNN-LIB 1.0 text, in the one form that every verifier we tried reads.
 
 Other forms are refused by some verifiers, and some silently drop an assertion they do not know. So the reader
-here accepts what the writer writes and nothing else.
+here accepts what the writer writes and nothing else. The text itself is made in ``generate_properties``, the script
+that competition benchmarks carry with them.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ctkd.errors import BadInput
+from ctkd.export.generate_properties import exact, vnnlib_1
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
 LARGEST = 1e5
 """Bounds beyond it are refused: from 1e7 a verifier was seen to answer wrongly, without a message."""
+NUMBER = re.compile(r"-?[0-9]+\.[0-9]+")
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,39 +72,13 @@ class RobustnessProperty:
         )
 
 
-def format_bound(value: Any) -> str:
-    """The exact decimal expansion of a finite float32: positional, with a decimal point, without exponent.
-
-    Shorter decimals that round to the same float32 lie on the wrong side of it half the time, and then a
-    corner of the box is outside of what the file says.
-    """
-    text = format(Decimal(float(value)), "f")
-    return text if "." in text else f"{text}.0"
-
-
 def write_vnnlib(prop: RobustnessProperty, *, eps: float) -> str:
     """The property's violation as VNN-LIB 1.0: a verifier answers ``unsat`` where the property holds.
 
     Args:
         eps: the radius the box was made from; stated in a comment only.
     """
-    # No brackets and no variable names in comments: some readers are regular expressions.
-    lines = [
-        f"; Robustness of class {prop.label} within L-infinity distance eps = {float(eps)!r} of one input.",
-        "; Bounds are rounded outward to float32 and printed exactly, so float32 corners are inside.",
-        f"; sat: somewhere in the box a logit reaches that of class {prop.label}; a tie is a violation.",
-        "; unsat: robust.",
-        *(f"(declare-const X_{i} Real)" for i in range(prop.lower.size)),
-        *(f"(declare-const Y_{j} Real)" for j in range(prop.classes)),
-    ]
-    for i, (lower, upper) in enumerate(zip(prop.lower, prop.upper, strict=True)):
-        lines += [f"(assert (>= X_{i} {format_bound(lower)}))", f"(assert (<= X_{i} {format_bound(upper)}))"]
-    lines += ["(assert (or", *_disjuncts(prop.label, prop.classes), "))"]
-    return "\n".join(lines) + "\n"
-
-
-def _disjuncts(label: int, classes: int) -> list[str]:
-    return [f"    (and (>= Y_{j} Y_{label}))" for j in range(classes) if j != label]
+    return vnnlib_1(prop.lower.tolist(), prop.upper.tolist(), prop.label, prop.classes, eps)
 
 
 def read_vnnlib(text: str) -> RobustnessProperty:
@@ -109,24 +87,14 @@ def read_vnnlib(text: str) -> RobustnessProperty:
     Raises:
         BadInput: anything outside that form, with the line number.
     """
-    lines = _Lines(text)
+    lines = Lines(text)
     inputs, classes = lines.declarations("X"), lines.declarations("Y")
-    lower, upper = np.empty(inputs, np.float32), np.empty(inputs, np.float32)
-    for i in range(inputs):
-        lower[i], upper[i] = lines.bound(i, ">="), lines.bound(i, "<=")
-        if lower[i] > upper[i]:
-            raise lines.error(f"upper bound of X_{i} is below its lower bound", back=1)
-    lines.literal("(assert (or")
-    label = lines.label(classes)
-    for disjunct in _disjuncts(label, classes):
-        lines.literal(disjunct)
-    lines.literal("))")
-    if lines.current is not None:
-        raise lines.error("expected the end of the text")
+    lower, upper = lines.box([f"X_{i}" for i in range(inputs)])
+    label = lines.unsafe_set("(and (>= Y_{j} Y_{label}))", classes)
     return RobustnessProperty(lower, upper, label, classes)
 
 
-class _Lines:
+class Lines:
     """A cursor over the lines that say something; comments are whole lines."""
 
     def __init__(self, text: str) -> None:
@@ -161,23 +129,44 @@ class _Lines:
             raise self.error(f"expected '(declare-const {letter}_0 Real)'")
         return count
 
-    def bound(self, i: int, sign: str) -> np.float32:
-        expected = f"expected '(assert ({sign} X_{i} NUMBER))'"
-        match = re.fullmatch(rf"\(assert \({sign} X_{i} (-?[0-9]+\.[0-9]+)\)\)", self.current or "")
-        if match is None:
+    def box(self, variables: Sequence[str]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Lower and upper bound of each variable, in this order."""
+        lower, upper = np.empty(len(variables), np.float32), np.empty(len(variables), np.float32)
+        for i, name in enumerate(variables):
+            lower[i], upper[i] = self.bound(name, ">="), self.bound(name, "<=")
+            if lower[i] > upper[i]:
+                raise self.error(f"upper bound of {name} is below its lower bound", back=1)
+        return lower, upper
+
+    def bound(self, name: str, sign: str) -> np.float32:
+        expected = f"expected '(assert ({sign} {name} NUMBER))'"
+        before, line = f"(assert ({sign} {name} ", self.current or ""
+        number = line[len(before) : -2]
+        if f"{before}{number}))" != line or not NUMBER.fullmatch(number):
             raise self.error(expected)
-        wide = float(match[1])
+        wide = float(number)
         if abs(wide) > LARGEST:
             raise self.error(f"{expected} with a number of at most {LARGEST:g} in size")
         value = np.float32(wide)
-        if format_bound(value) != match[1]:
+        if exact(value) != number:
             raise self.error(f"{expected} with the exact decimal expansion of a float32")
         self.at += 1
         return value
 
-    def label(self, classes: int) -> int:
-        """The label that the next line's disjunct names; the line is not consumed."""
-        match = re.fullmatch(r" {4}\(and \(>= Y_[0-9]{1,9} Y_([0-9]{1,9})\)\)", self.current or "")
-        if match is None or int(match[1]) >= classes:
-            raise self.error("expected '(and (>= Y_j Y_label))' with declared outputs")
-        return int(match[1])
+    def unsafe_set(self, form: str, classes: int) -> int:
+        """The label that the rest of the text is about: one disjunct of this form for each other class."""
+
+        def disjunct(j: object, label: object) -> str:
+            return f"    {form.format(j=j, label=label)}"
+
+        self.literal("(assert (or")
+        label = {disjunct(int(label == 0), label): label for label in range(classes)}.get(self.current or "")
+        if label is None:
+            raise self.error(f"expected {disjunct('j', 'label').strip()!r} with declared outputs")
+        for j in range(classes):
+            if j != label:
+                self.literal(disjunct(j, label))
+        self.literal("))")
+        if self.current is not None:
+            raise self.error("expected the end of the text")
+        return label

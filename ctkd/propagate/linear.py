@@ -57,7 +57,18 @@ def backward_pass(
     Returns:
         (batch, specs).
     """
-    whole = isinstance(samples, slice) and samples == WHOLE  # a slice of everything would cost a copy of its gradient
+    at_input, constant = pulled_back(network, node, rows, relaxations, samples)
+    centre, radius = box if _whole(samples) else (part[samples] for part in box)
+    at_input = at_input.flatten(2).to(centre.dtype)
+    value = at_input @ centre.flatten(1).unsqueeze(2) - at_input.abs() @ radius.flatten(1).unsqueeze(2)
+    return value.squeeze(2) if constant is None else value.squeeze(2) + constant
+
+
+def pulled_back(
+    network: Network, node: int, rows: Tensor, relaxations: Relaxations, samples: Tensor | slice = WHOLE
+) -> tuple[Tensor, Tensor | None]:
+    """Linear functionals of the input below those of one node: (batch, specs, *input_shape), and constants or None."""
+    whole = _whole(samples)
     pending: dict[int, Tensor] = {node: rows}
     constant: Tensor | None = None
     for i in range(node, 0, -1):
@@ -79,10 +90,12 @@ def backward_pass(
             constant = gained if constant is None else constant + gained
         for source in entry.inputs:
             pending[source] = pending[source] + current if source in pending else current
-    centre, radius = (part if whole else part[samples] for part in box)
-    at_input = pending[0].flatten(2).to(centre.dtype)
-    value = at_input @ centre.flatten(1).unsqueeze(2) - at_input.abs() @ radius.flatten(1).unsqueeze(2)
-    return value.squeeze(2) if constant is None else value.squeeze(2) + constant
+    return pending[0], constant
+
+
+def _whole(samples: Tensor | slice) -> bool:
+    """Whether nothing needs to be selected: a slice of everything would cost a copy of its gradient."""
+    return isinstance(samples, slice) and samples == WHOLE
 
 
 def lower_bounds(

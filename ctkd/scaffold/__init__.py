@@ -46,6 +46,10 @@ KINDS = {
     "model": Kind("a small convolutional network", "ctkd train --model $plugin"),
     "dataset": Kind("noisy bars, lying or standing", "ctkd train --dataset $plugin --eps 0.1"),
     "logger": Kind("writes a row of epochs.csv for every epoch of a run", "ctkd train"),
+    "verifier": Kind(
+        "random points, tried by a program of its own",
+        "ctkd verify runs/NAME --verifier $plugin",
+    ),
     "stage": Kind(
         "the better of interval bounds and one backward relaxation",
         """ctkd train --set 'certify.stages=["ibp", "$plugin"]'""",

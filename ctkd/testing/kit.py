@@ -70,8 +70,8 @@ def checks(
     """The checks of a registered plugin. Nothing of it is loaded before one is called.
 
     Args:
-        kind: ``bound``, ``teacher``, ``distill``, ``attack``, ``model``, ``dataset``, ``propagation``, ``stage`` or
-            ``logger`` (a plugin with lifecycle hooks).
+        kind: ``bound``, ``teacher``, ``distill``, ``attack``, ``model``, ``dataset``, ``propagation``, ``stage``,
+            ``verifier`` or ``logger`` (a plugin with lifecycle hooks).
         name: its registered name; for a logger that of its entry point, or of its distribution.
         options: as in a configuration; needed where an option has no default.
         data_dir: the folder with a data set's files.

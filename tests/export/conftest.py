@@ -4,8 +4,14 @@
 
 from __future__ import annotations
 
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,8 +20,12 @@ from torch import Tensor, nn
 
 from ctkd.propagate import Network, trace
 
+from .material import Material, sorted_digits, write
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from ctkd.export.benchmark import BenchmarkReport
 
 IMAGE = (1, 8, 8)
 
@@ -183,3 +193,61 @@ def trained(one_thread: None, digits: Digits) -> dict[str, Network]:
                 optimiser.step()
             networks[name] = bound(module, IMAGE)
     return networks
+
+
+# The Marabou program ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def marabou() -> str:
+    beside = Path(sys.executable).with_name("Marabou")
+    found = str(beside) if beside.is_file() else shutil.which("Marabou")
+    if found is None and sys.version_info >= (3, 12):
+        pytest.skip("maraboupy has no wheel for Python 3.12 and newer")
+    if found is None:
+        pytest.fail("the command Marabou is missing; `pip install maraboupy==2.0.0` brings it")
+    return found
+
+
+class Answer(NamedTuple):
+    verdict: str
+    x: np.ndarray
+    y: np.ndarray
+
+
+def ask(marabou: str, model: Path, specification: Path, timeout: int = 20) -> Answer:
+    summary = specification.with_suffix(".summary")
+    command = [
+        marabou,
+        model,
+        specification,
+        "--timeout",
+        str(timeout),
+        "--verbosity",
+        "0",
+        "--summary-file",
+        summary,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout + 20, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert summary.is_file(), done.stdout + done.stderr
+    values = {
+        letter: np.array([float(v) for v in re.findall(rf"^\s*{letter}\d+ = (\S+)$", done.stdout, re.MULTILINE)])
+        for letter in "xy"
+    }
+    return Answer(summary.read_text().split()[0], values["x"].astype(np.float32), values["y"])
+
+
+# Benchmarks ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="package")
+def material(trained: dict[str, Network], digits: Digits) -> Material:
+    return sorted_digits(trained["cnn"], digits.images, digits.labels)
+
+
+@pytest.fixture(scope="package")
+def made(material: Material, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, BenchmarkReport]:
+    """A benchmark and its report. Do not change it: copy it."""
+    folder = tmp_path_factory.mktemp("benchmark") / "bench"
+    return folder, write(material, folder)

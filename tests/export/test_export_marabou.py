@@ -4,12 +4,7 @@
 
 from __future__ import annotations
 
-import re
-import shutil
-import subprocess
-import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -20,49 +15,9 @@ from ctkd.boxes import perturbation_box
 from ctkd.export import RobustnessProperty, export_instances, read_vnnlib, runner, write_onnx, write_vnnlib
 from ctkd.propagate import Network, crown_pre_activation, relaxed_margins
 
-from .conftest import Digits
+from .conftest import Answer, Digits, ask
 
 INPUT_TOLERANCE, OUTPUT_TOLERANCE = 1e-6, 1e-4  # Marabou prints six decimals
-
-
-@pytest.fixture(scope="session")
-def marabou() -> str:
-    beside = Path(sys.executable).with_name("Marabou")
-    found = str(beside) if beside.is_file() else shutil.which("Marabou")
-    if found is None and sys.version_info >= (3, 12):
-        pytest.skip("maraboupy has no wheel for Python 3.12 and newer")
-    if found is None:
-        pytest.fail("the command Marabou is missing; `pip install maraboupy==2.0.0` brings it")
-    return found
-
-
-class Answer(NamedTuple):
-    verdict: str
-    x: np.ndarray
-    y: np.ndarray
-
-
-def ask(marabou: str, model: Path, specification: Path, timeout: int = 20) -> Answer:
-    summary = specification.with_suffix(".summary")
-    command = [
-        marabou,
-        model,
-        specification,
-        "--timeout",
-        str(timeout),
-        "--verbosity",
-        "0",
-        "--summary-file",
-        summary,
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout + 20, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert summary.is_file(), done.stdout + done.stderr
-    values = {
-        letter: np.array([float(v) for v in re.findall(rf"^\s*{letter}\d+ = (\S+)$", done.stdout, re.MULTILINE)])
-        for letter in "xy"
-    }
-    return Answer(summary.read_text().split()[0], values["x"].astype(np.float32), values["y"])
 
 
 def test_it_computes_the_same_function(tmp_path: Path, marabou: str, network: Network) -> None:
@@ -161,3 +116,15 @@ def test_every_witness_replays(answers: list[tuple[Path, Path, bool, Answer]]) -
         logits = run(np.clip(answer.x, prop.lower, prop.upper).reshape(1, 1, 8, 8))[0]
         assert np.delete(logits, prop.label).max() >= logits[prop.label] - OUTPUT_TOLERANCE
         assert np.abs(logits - answer.y).max() <= OUTPUT_TOLERANCE
+
+
+def test_it_proves_what_we_prove(tmp_path: Path, marabou: str, network: Network) -> None:
+    """Each kind of network around one point, where its own class wins."""
+    write_onnx(network, tmp_path / "net.onnx")
+    x = torch.rand(1, *network.input_shape, generator=torch.Generator().manual_seed(4))
+    label = network(x).argmax(1)
+    eps = next(eps for eps in (0.02, 0.005, 0.001, 1e-4) if certify(network, x, label, eps))
+    box = perturbation_box(x, eps)
+    prop = RobustnessProperty(box.lower.flatten().numpy(), box.upper.flatten().numpy(), int(label), network.classes)
+    (tmp_path / "box.vnnlib").write_text(write_vnnlib(prop, eps=eps))
+    assert ask(marabou, tmp_path / "net.onnx", tmp_path / "box.vnnlib").verdict == "unsat"

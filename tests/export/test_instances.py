@@ -222,7 +222,7 @@ def test_corners_that_are_replayed_lie_in_the_box(trained: dict[str, Network], d
     run = runner(to_onnx(trained["cnn"]))
     image, label = digits.images[3], int(digits.labels[3])
     box = perturbation_box(image[None], 0.01)
-    room._replay(lambda x: seen.append(x) or run(x), image, box, label, 3, 0.01)
+    room.replay(lambda x: seen.append(x) or run(x), image, box, label, 3, 0.01)
     points = torch.from_numpy(seen[0])
     assert torch.equal(points[0], image)
     corners = points[1:]

@@ -17,7 +17,7 @@ from hypothesis.extra import numpy as hnp
 from ctkd.boxes import perturbation_box
 from ctkd.errors import BadInput
 from ctkd.export import RobustnessProperty, read_vnnlib, write_vnnlib
-from ctkd.export.vnnlib import format_bound
+from ctkd.export.generate_properties import exact as decimal
 
 GOLDEN = """\
 ; Robustness of class 1 within L-infinity distance eps = 0.1 of one input.
@@ -56,7 +56,7 @@ def test_comments_are_safe_for_readers_made_of_regular_expressions() -> None:
 
 
 def exact(value: np.float32) -> None:
-    text = format_bound(value)
+    text = decimal(value)
     assert re.fullmatch(r"-?(0|[1-9][0-9]*)\.[0-9]+", text)
     assert np.float32(float(text)).tobytes() == np.float32(value).tobytes()
     assert Decimal(text) == Decimal(float(value))

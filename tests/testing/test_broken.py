@@ -13,6 +13,7 @@ from ctkd.testing import ConformanceError, NotApplicable, checks, run_checks
 from . import broken_bounds as bounds
 from . import broken_parts as parts
 from . import broken_training as training
+from . import broken_verifiers as verifiers
 from .conftest import Register
 
 CASES: list[tuple[str, type, str, list[str]]] = [
@@ -87,6 +88,17 @@ CASES: list[tuple[str, type, str, list[str]]] = [
     ("propagation", training.DeafToTighter, "hears-tighter-bounds", ["tighten was called with", "before the operator"]),
     ("propagation", training.MovesStatistics, "clean-pass-is-the-module", ["running statistics", "training mode"]),
     ("propagation", training.Detaches, "gradient-reaches-every-parameter", ["CrownIBP", "the gradient does not reach"]),
+    ("verifier", verifiers.NoVersion, "names-its-versions", ["check returned {}", "stored with every answer"]),
+    ("verifier", verifiers.OldFormat, "reads-known-formats", ["formats is ('0.9',)", "1.0, 2.0"]),
+    ("verifier", verifiers.Upside, "does-not-deny-what-holds", ["CROWN proves is falsified", "unsat is verified"]),
+    ("verifier", verifiers.Upside, "does-not-prove-what-fails", ["violates is verified", "unsat is verified"]),
+    ("verifier", verifiers.Proves, "takes-a-tie-for-a-violation", ["every input is a tie is verified", "not strict"]),
+    ("verifier", verifiers.Backwards, "does-not-prove-what-fails", ["outside of the box", "row-major order"]),
+    ("verifier", verifiers.Miscomputes, "computes-what-onnxruntime-computes", ["outputs returned", "own logits"]),
+    ("verifier", verifiers.GivesUp, "calls-what-it-cannot-read-an-error", ["damaged net.onnx, it answers unknown"]),
+    ("verifier", verifiers.Leaves, "keeps-to-its-time", ["left 1 processes running", "run_program"]),
+    ("verifier", verifiers.WritesBeside, "writes-to-its-scratch-only", ["property.cache", "Query.scratch"]),
+    ("verifier", verifiers.Forgets, "does-not-deny-what-holds", ["answers error with the message ''", "one line"]),
 ]
 
 
@@ -110,13 +122,19 @@ def test_every_broken_plugin_is_in_the_table() -> None:
     tested = {plugin for _, plugin, _, _ in CASES}
     assert tested == {
         *bounds.BROKEN,
-        *(plugin for room in (training, parts) for some in room.BROKEN.values() for plugin in some),
+        *(plugin for room in (training, parts, verifiers) for some in room.BROKEN.values() for plugin in some),
     }
 
 
 @pytest.mark.parametrize(
     ("kind", "plugin"),
-    [("bound", bounds.Good), ("bound", bounds.Interval), *training.GOOD.items(), *parts.GOOD.items()],
+    [
+        ("bound", bounds.Good),
+        ("bound", bounds.Interval),
+        *training.GOOD.items(),
+        *parts.GOOD.items(),
+        *verifiers.GOOD.items(),
+    ],
 )
 def test_a_good_plugin_passes(register: Register, kind: str, plugin: type) -> None:
     register(plugin, kind)
@@ -129,6 +147,13 @@ def test_what_does_not_apply_says_why(register: Register) -> None:
     (check,) = (each for each in checks("bound", "Good") if each.name == "loss-is-a-bound-where-it-says-so")
     with pytest.raises(NotApplicable, match="its loss is an estimate"):
         check()
+
+
+def test_a_verifier_that_is_not_installed_is_not_asked(register: Register) -> None:
+    register(verifiers.NotHere, "verifier")
+    results = run_checks("verifier", "NotHere")
+    assert {result.status for result in results} == {"passed", "not applicable"}
+    assert any("pip install nothere" in result.message for result in results)
 
 
 class LosesAKey(training.Follow):

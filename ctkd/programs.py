@@ -1,0 +1,168 @@
+# SPDX-FileCopyrightText: The ctkd contributors
+# SPDX-License-Identifier: MIT
+"""Foreign programs: run with a time limit, their output kept within a size limit, and ended with all their children."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import psutil
+
+from ctkd.errors import RunFailed
+
+MARK = "CTKD_PROGRAM"
+"""Environment variable by which the descendants of a program are found, also those in a session of their own."""
+LIMIT = 1 << 20
+"""Bytes of each output stream that are kept: half from the beginning, half from the end."""
+POLL = 0.02
+"""Seconds between two looks at the clock and at a request to stop."""
+PATIENCE = 5.0
+"""Seconds for killed processes to vanish, and for their output to end."""
+
+_stop: ContextVar[Callable[[], bool]] = ContextVar("ctkd_stop", default=lambda: False)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What became of a program.
+
+    Attributes:
+        code: exit status, negative for a signal; None if it was ended because of the time.
+        output, errors: what it wrote to standard output and standard error, at most about 1 MiB of each; more loses
+            its middle.
+        seconds: wall-clock time.
+        timed_out: True if the time was over.
+    """
+
+    code: int | None
+    output: str
+    errors: str
+    seconds: float
+    timed_out: bool
+
+
+@contextlib.contextmanager
+def stopped_by(stop: Callable[[], bool]) -> Iterator[None]:
+    """Inside the block, programs of this thread are ended as soon as ``stop()`` is true."""
+    token = _stop.set(stop)
+    try:
+        yield
+    finally:
+        _stop.reset(token)
+
+
+def run_program(
+    command: Sequence[str | Path], *, timeout: float, folder: Path, environment: Mapping[str, str] | None = None
+) -> Finished:
+    """Run a program to its end; none of its processes outlives the call, however it returns.
+
+    Args:
+        command: the program and its arguments; no shell is involved. Standard input is empty.
+        timeout: seconds, after which it is killed.
+        folder: its working directory.
+        environment: all its variables; None is ctkd's own.
+
+    Raises:
+        RunFailed: it cannot be started, or ctkd is asked to stop.
+    """
+    mark = uuid.uuid4().hex
+    variables = {**(os.environ if environment is None else environment), MARK: mark}
+    began = time.monotonic()
+    try:
+        process = subprocess.Popen(
+            [str(part) for part in command],
+            cwd=folder,
+            env=variables,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise RunFailed(f"{command[0]} cannot be started: {error.strerror}") from None
+    except ValueError as error:  # such as a zero byte in an argument
+        raise RunFailed(f"{command[0]} cannot be started: {error}") from None
+    streams = [_Kept(process.stdout), _Kept(process.stderr)]
+    stop = _stop.get()
+    timed_out = False
+    try:
+        while process.poll() is None:
+            timed_out = time.monotonic() - began > timeout
+            if timed_out:
+                break
+            if stop():
+                raise RunFailed(f"{command[0]} was ended because ctkd was asked to stop")
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(POLL)
+        seconds = time.monotonic() - began
+    finally:
+        _end(process, mark)
+        output, errors = (stream.text() for stream in streams)
+    return Finished(None if timed_out else process.returncode, output, errors, seconds, timed_out)
+
+
+def _end(process: subprocess.Popen[bytes], mark: str) -> None:
+    """Kill what is left: the group first, then by the mark, until no process has it."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    with contextlib.suppress(subprocess.TimeoutExpired):  # one that hangs in the kernel cannot be waited for
+        process.wait(PATIENCE)
+    deadline = time.monotonic() + PATIENCE
+    while left := _marked(mark):
+        for each in left:
+            with contextlib.suppress(psutil.Error):
+                each.kill()
+        psutil.wait_procs(left, timeout=POLL)
+        if time.monotonic() > deadline:
+            break
+
+
+def _marked(mark: str) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
+class _Kept:
+    """Reads a stream to its end in a thread of its own, so that the program never waits for us."""
+
+    def __init__(self, stream: IO[bytes] | None) -> None:
+        assert stream is not None
+        self.stream = stream
+        self.head = b""
+        self.tail: deque[bytes] = deque()
+        self.held = self.dropped = 0
+        self.thread = threading.Thread(target=self._read, daemon=True)
+        self.thread.start()
+
+    def _read(self) -> None:
+        while chunk := os.read(self.stream.fileno(), 1 << 16):
+            room = LIMIT // 2 - len(self.head)
+            self.head += chunk[:room]
+            self.tail.append(chunk[room:])
+            self.held += len(chunk[room:])
+            while self.held - len(self.tail[0]) >= LIMIT // 2:
+                self.held -= len(self.tail[0])
+                self.dropped += len(self.tail.popleft())
+
+    def text(self) -> str:
+        self.thread.join(PATIENCE)
+        if not self.thread.is_alive():
+            self.stream.close()
+        gap = b"\n[... %d bytes left out ...]\n" % self.dropped if self.dropped else b""
+        return (self.head + gap + b"".join(self.tail)).decode(errors="replace")

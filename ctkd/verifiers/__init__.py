@@ -1,0 +1,3 @@
+# SPDX-FileCopyrightText: The ctkd contributors
+# SPDX-License-Identifier: MIT
+"""Verifiers that come with ctkd."""

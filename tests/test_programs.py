@@ -1,0 +1,93 @@
+# SPDX-FileCopyrightText: The ctkd contributors
+# SPDX-License-Identifier: MIT
+"""Foreign programs: their output, their time, and that nothing of them stays."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from ctkd import programs
+from ctkd.errors import RunFailed
+from ctkd.programs import run_program, stopped_by
+
+FAMILY = """
+import os, subprocess, sys, time
+child = "import time; time.sleep(600)"
+one = subprocess.Popen([sys.executable, "-c", child])
+two = subprocess.Popen([sys.executable, "-c", child], start_new_session=True)
+open("pids", "w").write(f"{os.getpid()} {one.pid} {two.pid}")
+print("begun", flush=True)
+{end}
+"""
+
+
+def python(folder: Path, code: str, timeout: float = 60.0) -> programs.Finished:
+    return run_program([sys.executable, "-c", code], timeout=timeout, folder=folder)
+
+
+def gone(folder: Path) -> bool:
+    numbers = [int(word) for word in (folder / "pids").read_text().split()]
+    left = [psutil.Process(number) for number in numbers if psutil.pid_exists(number)]
+    return len(numbers) == 3 and all(each.status() == psutil.STATUS_ZOMBIE for each in left)
+
+
+def test_output_errors_and_code_come_back(tmp_path: Path) -> None:
+    code = "import sys, os; print(os.getcwd()); print('bad', file=sys.stderr); print(sys.stdin.read()); sys.exit(3)"
+    done = python(tmp_path, code)
+    assert (done.code, done.output.split(), done.errors, done.timed_out) == (3, [str(tmp_path)], "bad\n", False)
+    assert done.seconds > 0
+
+
+def test_a_program_that_hangs_is_ended_with_its_children(tmp_path: Path) -> None:
+    began = time.monotonic()
+    done = python(tmp_path, FAMILY.replace("{end}", "time.sleep(600)"), timeout=2.0)
+    assert (done.code, done.timed_out, done.output) == (None, True, "begun\n")
+    assert time.monotonic() - began < 60
+    assert gone(tmp_path)
+
+
+@pytest.mark.parametrize(("end", "code"), [("", 0), ("os._exit(7)", 7), ("os.kill(os.getpid(), 11)", -11)])
+def test_children_do_not_outlive_a_program_that_ends_by_itself(tmp_path: Path, end: str, code: int) -> None:
+    done = python(tmp_path, FAMILY.replace("{end}", end))
+    assert (done.code, done.timed_out) == (code, False)
+    assert gone(tmp_path)
+
+
+def test_a_request_to_stop_ends_it(tmp_path: Path) -> None:
+    stop = threading.Event()
+    threading.Timer(1.5, stop.set).start()
+    with stopped_by(stop.is_set), pytest.raises(RunFailed, match="asked to stop"):
+        python(tmp_path, FAMILY.replace("{end}", "time.sleep(600)"))
+    assert gone(tmp_path)
+
+
+def test_much_output_loses_its_middle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(programs, "LIMIT", 1 << 16)
+    done = python(tmp_path, "import sys\nfor i in range(200_000): print(i)\nsys.stderr.buffer.write(bytes([255, 10]))")
+    assert done.output.startswith("0\n1\n")
+    assert done.output.endswith("\n199999\n")
+    assert "bytes left out" in done.output
+    assert len(done.output) < 4 << 16
+    assert done.errors == "\ufffd\n"
+
+
+def test_what_cannot_be_started_is_said(tmp_path: Path) -> None:
+    with pytest.raises(RunFailed, match="no-such-program cannot be started: No such file"):
+        run_program(["no-such-program"], timeout=1, folder=tmp_path)
+    with pytest.raises(RunFailed, match="cannot be started"):
+        run_program([sys.executable, "a\0b"], timeout=1, folder=tmp_path)
+
+
+def test_the_environment_is_the_given_one(tmp_path: Path) -> None:
+    code = "import os; print(os.environ.get('CTKD_TEST'), os.environ.get('HOME'))"
+    command = [sys.executable, "-c", code]
+    done = run_program(command, timeout=60, folder=tmp_path, environment={"CTKD_TEST": "yes"})
+    assert done.output.split() == ["yes", "None"]
+    assert programs.MARK not in os.environ
