@@ -95,7 +95,7 @@ class Batch:
                     self.broke[k] = by
             known[rows] = torch.minimum(known[rows], found)
 
-    def learn(self, rows: Tensor, found: Found, name: str, label: str, *, needs_proof: bool) -> bool:
+    def learn(self, rows: Tensor, found: object, name: str, label: str, *, needs_proof: bool) -> bool:
         """Take over what a stage says about some samples.
 
         Args:
@@ -108,6 +108,8 @@ class Batch:
             RunFailed: it is not what a stage must return.
             Contradiction: a sample is certified, and broken by a replayed point.
         """
+        if not isinstance(found, Found):
+            raise RunFailed(f"{label} returned {type(found).__name__}; search must return ctkd.api.Found")
         margins = _checked(found.margins, (len(rows), self.network.classes), label)
         if found.proofs and len(found.proofs) != len(rows):
             raise RunFailed(f"{label} returned {len(found.proofs)} proofs for {len(rows)} samples")

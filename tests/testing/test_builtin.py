@@ -83,6 +83,9 @@ GIVEN: dict[tuple[str, str], Given | Callable[[Path], Given]] = {
     ("dataset", "folder"): image_folder,
     # Options without a default: the user's own function.
     ("model", "import"): {"factory": f"{__name__}:small"},
+    # Searches end by a count, so that they repeat, and soon.
+    ("stage", "alpha-crown"): {"iterations": 4},
+    ("stage", "complete"): {"timeout": 1000, "nodes": 20, "attack_starts": 1, "attack_steps": 4, "iterations": 3},
     # The published network is wide; the code is the same for a narrow one.
     ("model", "cnn7"): {"width": 4, "hidden": 16},
     ("model", "cnn5"): {"width": 4, "hidden": 16},

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ctkd.api import Found
 from ctkd.boxes import Box, perturbation_box
 from ctkd.errors import BadInput
 from ctkd.propagate import Network, margins_of
@@ -157,6 +158,39 @@ def leaves_the_network_alone(subject: Subject) -> None:
             )
 
 
+def searches_as_it_says(subject: Subject) -> None:
+    """A stage that searches returns sound margins, inputs like those it got, and also does so when told to stop."""
+    stage = subject.create()
+    if not hasattr(stage, "search"):
+        raise NotApplicable("it does not search")
+    contract = "CertificationStage.search returns ctkd.api.Found with margins, points, proofs for each box, or none"
+    x, labels = batch(size=2)
+    for where, net in _networks(subject, stage):
+        box = perturbation_box(x, RADII[1])
+        least = least_margins(net, trial_points(net, box, labels), labels)
+        for stop in (False, True):
+            with torch.no_grad():
+                found = stage.search(net, box, labels, lambda stop=stop: stop)
+            told = f"{where}, stop() {stop}"
+            if not isinstance(found, Found) or found.margins.shape != least.shape:
+                subject.reject(f"{told}: search returned {found!r:.80}", contract, "wrap the margins: Found(margins)")
+            if float(above(found.margins, least, TOLERANCES[least.dtype]).amax()) > 0:
+                subject.reject(
+                    f"{told}: a point of the box has a margin below the bound",
+                    f"{contract}. This would be a wrong certificate",
+                    "what is not finished has the bound -inf, or the best sound one so far",
+                )
+            points = found.points
+            if points is not None and (points.shape != x.shape or not bool(points.isfinite().all())):
+                subject.reject(
+                    f"{told}: its points have shape {tuple(points.shape)}, or are not finite",
+                    contract,
+                    "return the best input met for each box, or the box's centre",
+                )
+            if len(found.proofs) not in (0, len(x)):
+                subject.reject(f"{told}: {len(found.proofs)} proofs for {len(x)} boxes", contract, "None where none is")
+
+
 CHECKS = (
     *COMMON,
     returns_margins,
@@ -165,5 +199,6 @@ CHECKS = (
     is_right_without_a_radius,
     repeats,
     leaves_the_network_alone,
+    searches_as_it_says,
     leaves_global_state_alone(exercise),
 )
