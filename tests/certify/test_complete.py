@@ -55,7 +55,7 @@ def run(
     with Store(path) as store:
         settings = store.settings("net", eps, "test", {})
         every = range(len(data))
-        stop = stop or StopRequest()
+        stop = StopRequest() if stop is None else stop  # one without a signal is false
         result = Cascade(net, eps, weak_attack(), stages, 0).run(
             data, every, store, settings, batch, Silent(), stop, "Go on"
         )
@@ -100,7 +100,7 @@ def test_it_agrees_with_an_exhaustive_search() -> None:
         net = finalise(nn.Sequential(nn.Flatten(), nn.Linear(16, 5), nn.ReLU(), nn.Linear(5, 3)), (1, 4, 4))
     x, labels = samples(net, 12, 3)
     seen = set()
-    for k, eps in itertools.product(range(12), (0.05, 0.2)):
+    for k, eps in itertools.product(range(12), (0.05, 0.4)):
         big, box = wide(net, x[k : k + 1], eps)
         exact = least_by_enumeration(big, box, int(labels[k]))
         found = complete().search(big, box, labels[k : k + 1], lambda: False)
@@ -201,7 +201,7 @@ def case() -> tuple[Network, Split]:
     return net, Split(*samples(net, 12, 2))
 
 
-def test_a_point_counts_only_if_it_replays_inside_the_box(tmp_path: Path, case: tuple[Network, Split]) -> None:
+def test_a_point_counts_only_as_far_as_it_is_inside_the_box(tmp_path: Path, case: tuple[Network, Split]) -> None:
     net, data = case
     eps = 0.01
 
@@ -210,9 +210,13 @@ def test_a_point_counts_only_if_it_replays_inside_the_box(tmp_path: Path, case: 
 
     _, rows = run(net, data, eps, {"far": Scripted(far_away)}, tmp_path / "r.sqlite")
     box = perturbation_box(data.images, eps)
-    at_corner = smallest_margin(margins_of(net(box.upper), data.labels), data.labels)
+    far, corner = (
+        smallest_margin(margins_of(net(x), data.labels), data.labels)
+        for x in (torch.full_like(box.upper, 50), box.upper)
+    )
+    assert any(row.status == "undecided" and far[row.sample] <= 0 for row in rows)
     for row in rows:
-        assert row.attack_margin <= float(at_corner[row.sample]) + 1e-6
+        assert row.attack_margin <= float(corner[row.sample]) + 1e-6
         assert row.status == ("broken" if row.attack_margin <= 0 else "undecided")
 
 
@@ -260,7 +264,7 @@ def test_a_signal_loses_no_finished_sample(tmp_path: Path, case: tuple[Network, 
 
     stage = Scripted(answer)
     path = tmp_path / "r.sqlite"
-    with pytest.raises(Interrupted, match="finished samples are stored. Go on"):
+    with pytest.raises(Interrupted, match="finished samples are stored"):
         run(*case, 0.001, {"s": stage}, path, stop)
     with Store(path) as store:
         assert [row.status for row in store.rows(1, range(12))] == ["certified", "undecided"]
@@ -279,6 +283,38 @@ def test_a_signal_between_searches_is_not_missed(tmp_path: Path, case: tuple[Net
     with pytest.raises(Interrupted):
         run(*case, 0.001, {"s": stage, "never": Scripted(answer)}, tmp_path / "r.sqlite", stop)
     assert stage.calls == 2
+
+
+class Late(StopRequest):
+    """A signal that comes right after core looked for one, while a batch has searches left."""
+
+    asked = 0
+
+    def __bool__(self) -> bool:
+        self.asked += 1
+        if self.asked == 5:
+            self.signal_number = 2
+        return super().__bool__()
+
+
+def test_a_signal_at_the_worst_moment_is_not_missed(tmp_path: Path, case: tuple[Network, Split]) -> None:
+    stage = Scripted(lambda n, b, y: Found(margins(1, y)))
+    with pytest.raises(Interrupted):
+        run(*case, 0.001, {"s": stage}, tmp_path / "r.sqlite", Late())
+    assert stage.calls < 12
+
+
+def test_a_leaf_that_is_not_solved_is_no_proof(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = network("mlp", 1)
+    x, labels = samples(net, 30, 2)
+    big, box = wide(net, x, 0.2)
+    stage = complete(iterations=1, root_iterations=1, batch_size=8)
+    solved = stage.search(big, box, labels, lambda: False)
+    monkeypatch.setattr("ctkd.certify.bab.leaf.solve", lambda problem, part, seconds: (part, None))
+    found = stage.search(big, box, labels, lambda: False)
+    lost = [k for k in range(30) if solved.proofs[k] is not None and found.proofs[k] is None]
+    assert lost
+    assert bool((smallest_margin(found.margins, labels)[lost] <= 1e-3).all())
 
 
 def test_the_real_search_ends_when_it_is_told_to() -> None:
