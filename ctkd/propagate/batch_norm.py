@@ -26,8 +26,10 @@ def normalise(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float)
     wide = torch.promote_types(x.dtype, torch.float32)
     weight = torch.ones(x.shape[1], dtype=wide, device=x.device) if weight is None else weight
     bias = torch.zeros(x.shape[1], dtype=wide, device=x.device) if bias is None else bias
-    # Of several processes none sees the whole batch, which PyTorch's own kernel would have to.
-    function = _Normalise if x.dtype == wide or whole(1) > 1 else _Short
+    # PyTorch's own kernel takes float32 parameters, and would have to see the whole batch, which of several processes
+    # none does.
+    short = x.dtype != wide and weight.dtype == bias.dtype == torch.float32 and whole(1) == 1
+    function = _Short if short else _Normalise
     return function.apply(x, weight, bias, eps)  # type: ignore[no-any-return, no-untyped-call]
 
 
