@@ -275,6 +275,7 @@ def ctkd_commands() -> list[Registration]:
         Registration("report", "ctkd.cli.report:command", "Write one HTML page about runs, or comparing them."),
         Registration("verify", "ctkd.cli.verify:command", "Ask external verifiers about a run or instances."),
         Registration("export", "ctkd.cli.export:command", "Write what verifiers read, or a whole benchmark."),
+        Registration("sweep", "ctkd.cli.sweep:command", "Search over configurations, on validation images."),
         Registration("check", "ctkd.cli.check:command", "Say whether a model can be bounded, and what cannot."),
         Registration("cite", "ctkd.cli.cite:command", "Print BibTeX for the methods of a run or configuration."),
         Registration("plugins", "ctkd.cli.plugins:command", "List plugins and their options."),

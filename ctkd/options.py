@@ -45,8 +45,8 @@ def parse_number(value: Any) -> Any:
     if isinstance(value, str):
         try:
             return float(Fraction(value.strip()))
-        except (ValueError, ZeroDivisionError):
-            raise ValueError(f"{value!r} is not a number; write 0.1 or 8/255") from None
+        except (ValueError, ZeroDivisionError, OverflowError):
+            raise ValueError(f"{value!r} is not a finite number; write 0.1 or 8/255") from None
     return value
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ from ctkd.report.write import report
 from ctkd.runfolder import RunFolder
 from ctkd.session import Session, load_data, selected, versions
 from ctkd.storage import read_json, write_json, write_text
+from ctkd.sweep import command as sweeping
+from ctkd.sweep.study import Definition
 from ctkd.trained import certify, certify_each, lock, radii, set_threads, voice_of
 from ctkd.verify.command import verify
 
@@ -44,6 +46,8 @@ __all__ = [
     "radii",
     "report",
     "resume",
+    "resume_sweep",
+    "sweep",
     "train",
     "verify",
 ]
@@ -132,6 +136,75 @@ def resume(
         set_threads(config.train.threads)
         session = Session(config, folder, load_data(config), voice_of(reporter), stop)
         return folder, _work(session, certify)
+
+
+FRONT = ("natural_accuracy", "certified_accuracy")
+"""What a sweep searches for unless it is told otherwise."""
+
+
+def sweep(
+    over: Sequence[str],
+    *,
+    settings: Mapping[str, Any] | None = None,
+    config: Path | None = None,
+    trials: int | None = None,
+    seeds: Sequence[int] = (),
+    objectives: Sequence[str] = FRONT,
+    sampler: str = "tpe",
+    sampler_seed: int = 0,
+    out: Path | None = None,
+    allow_import: bool = False,
+    reporter: Reporter | None = None,
+) -> tuple[Path, dict[str, Any]]:
+    """Train many configurations and find the best: what ``ctkd sweep`` does. It measures on validation images only.
+
+    Args:
+        over: what is varied: ``"key=low:high"``, ``"key=low:high:log"`` or ``"key=first,second"``.
+        settings, config, allow_import, reporter: as for ``train``.
+        trials: how many, failed ones included; None is 20, or every cell of a grid.
+        seeds: each trial is trained with each of them; none means ``train.seed``.
+        objectives: ``natural_accuracy``, ``certified_accuracy``, ``adversarial_accuracy`` (all maximised) or
+            ``seconds`` (minimised).
+        sampler: ``tpe``, ``random`` or ``grid``.
+        sampler_seed: of the proposals.
+        out: the sweep's folder; None makes one under ``sweeps/``.
+
+    Returns:
+        The folder, and what ``results.json`` in it holds: for each trial its values, the means of the objectives over
+        the seeds and their spread (sample standard deviation), its runs, and whether it is on the front; what failed,
+        and why.
+
+    Raises:
+        BadInput: anything is wrong with the input, before there is a folder.
+        RunFailed: no trial succeeded.
+    """
+    definition = Definition(tuple(over), tuple(objectives), tuple(seeds), sampler, sampler_seed)
+    path = sweeping.begin(
+        definition, settings=settings or {}, config=config, trials=trials, out=out, allow_import=allow_import
+    )
+    return path, resume_sweep(path, allow_import=True, reporter=reporter)
+
+
+def resume_sweep(
+    path: Path, *, trials: int | None = None, allow_import: bool = False, reporter: Reporter | None = None
+) -> dict[str, Any]:
+    """Go on with a sweep, or return what a finished one found.
+
+    Args:
+        path: the sweep's folder.
+        trials: how many there are to be now; None leaves their number as it is.
+        allow_import: whether the folder may name code to import.
+        reporter: receives progress; None is silent.
+
+    Returns:
+        What ``sweep`` returns besides the folder.
+
+    Raises:
+        BadInput, RunFailed: see ``sweep``.
+    """
+    voice = voice_of(reporter)
+    runs = sweeping.one_run(train, resume, voice)
+    return sweeping.go_on(path, runs, trials=trials, allow_import=allow_import, reporter=voice)
 
 
 def _work(session: Session, certify: bool) -> dict[str, Any]:

@@ -322,7 +322,7 @@ def test_several_radii_in_one_command(copy: Path, ctkd_command: Any) -> None:
             "error: eps=8: outside [0, 1]; radii are in raw pixel units, did you mean 8/255?",
         ),
         (["radii", "--tolerance", "0"], "error: tolerance=0 is outside [1e-06, 1]; it is in raw pixel units, like eps"),
-        (["radii", "--tolerance", "x"], "error: tolerance=x: 'x' is not a number; write 0.1 or 8/255"),
+        (["radii", "--tolerance", "x"], "error: tolerance=x: 'x' is not a finite number; write 0.1 or 8/255"),
         (["radii", "--set", "train.epochs=1"], "error: train.epochs: certifying takes certify.* settings only; "),
     ],
 )

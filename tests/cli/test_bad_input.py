@@ -48,7 +48,7 @@ def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     [
         (["--eps", "8"], "train.eps=8: outside [0, 1]; radii are in raw pixel units, did you mean 8/255?"),
         (["--eps", "-0.1"], "train.eps=-0.1: outside [0, 1]; radii are in raw pixel units"),
-        (["--eps", "two"], "train.eps=two: 'two' is not a number; write 0.1 or 8/255"),
+        (["--eps", "two"], "train.eps=two: 'two' is not a finite number; write 0.1 or 8/255"),
         (["--eps", "nan"], "train.eps=nan"),
         (["--bound", "crown_ibp"], "bound 'crown_ibp' is not known: did you mean 'crown-ibp'? accepted: adversarial, "),
         (["--teacher", "pdg"], "teacher 'pdg' is not known: did you mean 'pgd'?"),

@@ -1,0 +1,3 @@
+# SPDX-FileCopyrightText: The ctkd contributors
+# SPDX-License-Identifier: MIT
+"""Search over configurations: ``ctkd sweep``."""
