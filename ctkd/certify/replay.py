@@ -23,6 +23,8 @@ from ctkd.propagate.ops import Add, Affine, LeakyRelu, Op, Relu
 
 PROVED = 1e-10
 """A bound counts as above zero from here on, times the largest bound (at least 1)."""
+CANCELLED = 1e-13
+"""Bounds are lowered by this times the sizes of what multipliers add: such terms may cancel, and leave their rounding."""
 ELEMENTS = 2**22
 """How many numbers one batch of rows may have at the widest node."""
 FORM = {
@@ -229,6 +231,7 @@ def _leaves(
         sign[row, split.abs() - 1] = split.sign().double()
         push[row, split.abs() - 1] = t["path.multiplier"][path].double() * split.sign()
     share = t["leaf.slope"][leaves.start : leaves.stop].double() / 255
+    rounding = torch.zeros(count, dtype=torch.float64)
     lines: dict[int, Lines] = {}
     for i, (low, high) in bounds.items():
         leak = _leak(network.nodes[i].op)
@@ -239,6 +242,7 @@ def _leaves(
         slope, pushed = _crown_slope(flat_low, flat_high, leak), torch.zeros_like(flat_low)
         slope[:, places] = leak + (1 - leak) * share[:, mine]
         pushed[:, places] = push[:, mine]
+        rounding += CANCELLED * (pushed.abs() * flat_low.abs().maximum(flat_high.abs())).sum(1)
         fixed = sign[:, mine]
         flat_low[:, places] = torch.where(fixed > 0, flat_low[:, places].clamp(min=0), flat_low[:, places])
         flat_high[:, places] = torch.where(fixed < 0, flat_high[:, places].clamp(max=0), flat_high[:, places])
@@ -247,4 +251,4 @@ def _leaves(
         lines[i] = tuple(part.reshape(shape) for part in parts)  # type: ignore[assignment]
     eye = torch.eye(network.classes, dtype=torch.float64)
     rows = eye[proof.claim["label"]] - eye[t["leaf.rival"][leaves.start : leaves.stop].long()]
-    return _least(network, network.output, rows, lines, box)
+    return _least(network, network.output, rows, lines, box) - rounding

@@ -20,6 +20,8 @@ from ctkd.propagate.ops import Lines, Relaxation
 
 STEPS = 255
 """Slopes are multiples of 1 / STEPS, so that a stored proof is small and replays what was computed."""
+CANCELLED = 1e-13
+"""Bounds are lowered by this times the sizes of what multipliers add: such terms may cancel, and leave their rounding."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,6 +123,8 @@ def _bound(problem: Problem, part: Subproblems) -> Bounds:
     at_input = at_input.squeeze(1)
     value = constant + (at_input * centre).flatten(1).sum(1) - (at_input.abs() * radius).flatten(1).sum(1)
     value = value if gained is None else value + gained.squeeze(1)
+    size = problem.lower.abs().maximum(problem.upper.abs())[part.sample]
+    value = value - CANCELLED * (part.multiplier * size).sum(1)
     weights = problem.lower.new_zeros(len(part), problem.units)
     for i, columns in problem.columns.items():
         split = relaxations[i]
