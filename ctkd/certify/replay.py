@@ -24,7 +24,7 @@ from ctkd.propagate.ops import Add, Affine, LeakyRelu, Op, Relu
 PROVED = 1e-10
 """A bound counts as above zero from here on, times the largest bound (at least 1)."""
 CANCELLED = 1e-13
-"""Bounds are lowered by this times the sizes of what multipliers add: such terms may cancel, and leave their rounding."""
+"""Bounds are lowered by this times the sizes of what multipliers add: such terms may cancel, which leaves rounding."""
 ELEMENTS = 2**22
 """How many numbers one batch of rows may have at the widest node."""
 FORM = {

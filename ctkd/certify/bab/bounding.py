@@ -21,7 +21,7 @@ from ctkd.propagate.ops import Lines, Relaxation
 STEPS = 255
 """Slopes are multiples of 1 / STEPS, so that a stored proof is small and replays what was computed."""
 CANCELLED = 1e-13
-"""Bounds are lowered by this times the sizes of what multipliers add: such terms may cancel, and leave their rounding."""
+"""Bounds are lowered by this times the sizes of what multipliers add: such terms may cancel, which leaves rounding."""
 
 
 @dataclass(frozen=True, eq=False)
