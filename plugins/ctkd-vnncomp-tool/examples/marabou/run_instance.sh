@@ -1,0 +1,21 @@
+#!/bin/bash
+# run_instance.sh v1 CATEGORY ONNX VNNLIB RESULTS TIMEOUT
+[ "$1" = v1 ] || exit 1
+onnx=$3 vnnlib=$4 results=$5 timeout=$6
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+Marabou "$onnx" "$vnnlib" --timeout "$timeout" --verbosity 0 --summary-file "$work/summary" > "$work/output" || exit 1
+read -r verdict _ < "$work/summary"
+case $verdict in
+unsat) echo unsat > "$results" ;;
+sat)
+    {
+        echo sat
+        echo "("
+        sed -nE 's/^[[:space:]]*x([0-9]+) = (.*)$/(X_\1 \2)/p; s/^[[:space:]]*y([0-9]+) = (.*)$/(Y_\1 \2)/p' "$work/output"
+        echo ")"
+    } > "$results"
+    ;;
+TIMEOUT) echo timeout > "$results" ;;
+*) echo unknown > "$results" ;;
+esac

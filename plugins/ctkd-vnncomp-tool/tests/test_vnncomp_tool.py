@@ -1,0 +1,255 @@
+# SPDX-FileCopyrightText: The ctkd contributors
+# SPDX-License-Identifier: MIT
+"""Marabou through the three scripts, the standard's test solver as a program, and made-up tools that fail."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import psutil
+import pytest
+from ctkd_vnncomp_tool.options import VnncompToolOptions
+from ctkd_vnncomp_tool.results import read_results
+from ctkd_vnncomp_tool.verifier import VnncompTool
+from onnx import TensorProto, helper, numpy_helper
+
+from ctkd.errors import BadInput
+from ctkd.run import verify
+from ctkd.testing import conformance
+from ctkd.verifying import Answer, Query
+
+MARABOU = Path(__file__).parents[1] / "examples" / "marabou"
+BESIDE = Path(sys.executable).parent
+has_marabou = bool(shutil.which("Marabou") or (BESIDE / "Marabou").exists())
+has_solver = (BESIDE / "vnnlibTestSolver").exists()
+needs_marabou = pytest.mark.skipif(not has_marabou, reason="the Marabou program is not installed")
+needs_solver = pytest.mark.skipif(not has_solver, reason="vnnlib-test-solver is not installed")
+
+test_marabou_conforms = conformance("verifier", "vnncomp-tool", options={"scripts": str(MARABOU), "witness_digits": 6})
+test_unset_conforms = conformance("verifier", "vnncomp-tool")
+
+
+@pytest.fixture(autouse=True)
+def _on_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after ``install_tool.sh``: the scripts find the program."""
+    monkeypatch.setenv("PATH", str(BESIDE), prepend=":")
+
+
+def network(folder: Path) -> Path:
+    """y0 = relu(x0 - x1), y1 = 0.25 + relu(x2) / 4."""
+    weights = {
+        "a": np.array([[1, -1, 0], [0, 0, 1]], np.float32),
+        "b": np.zeros(2, np.float32),
+        "c": np.array([[1, 0], [0, 0.25]], np.float32),
+        "d": np.array([0, 0.25], np.float32),
+    }
+    nodes = [
+        helper.make_node("Gemm", ["x", "a", "b"], ["h"], transB=1),
+        helper.make_node("Relu", ["h"], ["r"]),
+        helper.make_node("Gemm", ["r", "c", "d"], ["y"], transB=1),
+    ]
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["batch", s]) for n, s in (("x", 3), ("y", 2))]
+    tensors = [numpy_helper.from_array(array, name) for name, array in weights.items()]
+    graph = helper.make_graph(nodes, "net", ends[:1], ends[1:], tensors)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), folder / "net.onnx")
+    return folder / "net.onnx"
+
+
+def specification_1(high: float) -> str:
+    lines = [f"(declare-const {name} Real)" for name in ("X_0", "X_1", "X_2", "Y_0", "Y_1")]
+    lines += [f"(assert (>= X_{i} 0.0))\n(assert (<= X_{i} {high}))" for i in range(3)]
+    return "\n".join([*lines, "(assert (or (and (>= Y_0 Y_1))))"]) + "\n"
+
+
+def specification_2(high: float) -> str:
+    lines = ["(vnnlib-version <2.0>)", "(declare-network f", "    (declare-input X float32 [1,3])"]
+    lines += ["    (declare-output Y float32 [1,2])", ")"]
+    lines += [f"(assert (>= X[0,{i}] 0.0))\n(assert (<= X[0,{i}] {high}))" for i in range(3)]
+    return "\n".join([*lines, "(assert (or (>= Y[0,0] Y[0,1])))"]) + "\n"
+
+
+def ask(folder: Path, tool: VnncompTool, *, high: float = 1.0, timeout: float = 20.0) -> Answer:
+    text = specification_2(high) if tool.formats == ("2.0",) else specification_1(high)
+    (folder / "spec.vnnlib").write_text(text)
+    scratch = folder / f"scratch-{time.monotonic_ns()}"
+    scratch.mkdir()
+    return tool.verify(Query(network(folder), folder / "spec.vnnlib", timeout, scratch))
+
+
+def scripts(folder: Path, run: str, prepare: str = "") -> VnncompTool:
+    """A tool of made-up scripts; in ``run`` stand ``$5`` for the results file and ``$6`` for the timeout."""
+    folder.mkdir(exist_ok=True)
+    (folder / "prepare_instance.sh").write_text(prepare + "\n")
+    (folder / "run_instance.sh").write_text(run + "\n")
+    return VnncompTool(VnncompToolOptions(scripts=folder))
+
+
+@needs_marabou
+def test_marabou_by_its_scripts(tmp_path: Path) -> None:
+    tool = VnncompTool(VnncompToolOptions(scripts=MARABOU, tool="Marabou 2.0.0"))
+    assert tool.check()["tool"] == "Marabou 2.0.0"
+    assert ask(tmp_path, tool, high=0.2).verdict == "verified"
+    broken = ask(tmp_path, tool)
+    assert broken.verdict == "falsified"
+    assert broken.witness is not None
+    x = broken.witness
+    assert max(x[0] - x[1], 0) >= 0.25 + max(x[2], 0) / 4 - 1e-5
+
+
+def save_folder(folder: Path, version: str = "1.0") -> Path:
+    """Two instances, robust and broken."""
+    folder.mkdir()
+    model, write = network(folder), specification_1 if version == "1.0" else specification_2
+    for name, high in (("robust", 0.2), ("broken", 1.0)):
+        (folder / f"{name}.vnnlib").write_text(write(high))
+    rows = [f"{model.name},{name}.vnnlib,20" for name in ("robust", "broken")]
+    (folder / "instances.csv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+def counts(folder: Path, **options: Any) -> dict[str, int]:
+    found = verify(folder, ("vnncomp-tool",), settings={f"vnncomp-tool.{k}": v for k, v in options.items()})
+    return {verdict: found["verifiers"]["vnncomp-tool"][verdict] for verdict in ("verified", "falsified", "error")}
+
+
+@needs_solver
+def test_a_program_of_the_standard(tmp_path: Path) -> None:
+    config = tmp_path / "solver.toml"
+
+    def answers(*lines: str) -> None:
+        rule = ['[solver]\nname = "Stand-in"\nversion = "7"', "[[rules]]", 'match = "*"', *lines]
+        config.write_text("\n".join(rule) + "\n")
+
+    tool = VnncompTool(VnncompToolOptions(program=("vnnlibTestSolver", "--config", str(config))))
+    answers('result = "unsat"')
+    assert tool.check() == {"Stand-in": "7"}
+    for result, verdict in (("unsat", "verified"), ("unknown", "unknown"), ("timed-out", "timeout")):
+        answers(f'result = "{result}"')
+        assert ask(tmp_path, tool).verdict == verdict
+    answers('result = "sat"', "assignments = {X = [1, 0.25, 3e-7], Y = [0, 1]}")
+    answer = ask(tmp_path, tool)
+    assert answer.verdict == "falsified"
+    assert answer.witness is not None
+    assert answer.witness.tolist() == [1, 0.25, 3e-7]
+    answers('result = "sat"', 'raw_stdout = "perhaps\\n"')
+    assert "its result is 'perhaps'" in ask(tmp_path, tool).message
+    answers('result = "sat"', "exit_code = 3")
+    assert ask(tmp_path, tool).message.startswith("vnnlibTestSolver ended with exit code 3")
+    answers('result = "unsat"', "delay_seconds = 30")
+    assert ask(tmp_path, tool, timeout=1.0).verdict == "timeout"
+
+
+@pytest.mark.parametrize(
+    ("run", "verdict", "says"),
+    [
+        ("echo unsat > $5", "verified", ""),
+        ("printf 'holds\\r\\n' > $5", "verified", ""),
+        ("echo unknown > $5", "unknown", "it gave up"),
+        ("echo timed-out > $5", "timeout", ""),
+        ("echo error > $5", "error", "it answered error"),
+        ("echo maybe > $5", "error", "its result is 'maybe'"),
+        ("true > $5", "error", "its result is empty"),
+        ("true", "error", "wrote no results file"),
+        ("echo unsat > $5; echo out of memory; exit 9", "error", "ended with exit code 9: out of memory"),
+        ("echo unsat > $5; kill -9 $$", "error", "ended with signal 9"),
+        ("echo unsat > $5; sleep 60", "timeout", ""),
+        ("echo sat > $5", "falsified", "its witness cannot be read"),
+        ("printf 'sat\\n((X_0 0.5)\\n (X_2 1))' > $5", "falsified", "its witness cannot be read"),
+        ('[ "$1 $2 $6" = "v1 ctkd 3" ] && echo unsat > $5', "verified", ""),
+        ("head -c 3000000 /dev/zero | tr '\\0' 'x'; echo unsat > $5", "verified", ""),
+    ],
+)
+def test_answers_of_scripts(tmp_path: Path, run: str, verdict: str, says: str) -> None:
+    answer = ask(tmp_path, scripts(tmp_path / "tool", run), timeout=3.0)
+    assert answer.verdict == verdict
+    assert says in answer.message
+    assert "\n" not in answer.message
+
+
+@pytest.mark.parametrize(
+    ("prepare", "seconds", "verdict", "says"),
+    [
+        ("echo no licence; exit 4", 600, "error", "prepare_instance.sh ended with exit code 4: no licence"),
+        ("sleep 60", 0.5, "error", "ran for more than 0.5 s"),
+        ("sleep 60", 600, "timeout", ""),
+    ],
+)
+def test_preparation(tmp_path: Path, prepare: str, seconds: float, verdict: str, says: str) -> None:
+    scripts(tmp_path / "tool", "echo unsat > $5", prepare)
+    tool = VnncompTool(VnncompToolOptions(scripts=tmp_path / "tool", prepare_seconds=seconds))
+    answer = ask(tmp_path, tool, timeout=2.0)
+    assert answer.verdict == verdict
+    assert says in answer.message
+
+
+def test_children_of_a_tool_that_hangs_are_ended(tmp_path: Path) -> None:
+    note = tmp_path / "pid"
+    tool = scripts(tmp_path / "tool", f"setsid sleep 300 & echo $! > {note}; wait")
+    assert ask(tmp_path, tool, timeout=1.0).verdict == "timeout"
+    assert not psutil.pid_exists(int(note.read_text())) or (
+        psutil.Process(int(note.read_text())).status() == psutil.STATUS_ZOMBIE
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("sat\n((X_0 0.25)\n (X_1 -1e-3)\n (Y_0 7))\n", [0.25, -0.001]),
+        ("sat\n((X_0  0.25) (X_1 .5))", [0.25, 0.5]),
+        ("sat\r\nX float32 [1,2]\r\n0.25\r\n1\r\nY float32 [1,1]\r\n3\r\n", [0.25, 1.0]),
+        ("sat\nX real [2]\n0.25\n1", [0.25, 1.0]),
+        ("sat\nX float32 []\n0.25\n", [0.25]),
+        ("sat\n((X_1 0.25))", None),
+        ("sat\n((X_0 0.25) (X_0 0.25))", None),
+        ("sat\n((X_0 nan))", None),
+        ("sat\n((X_0 0.25)", None),
+        ("sat\n((X_0 0.25) rubbish)", None),
+        ("sat\n((Y_0 0.25))", None),
+        ("sat\nX float32 [1,2]\n0.25\n", None),
+        ("sat\nX float32 [1,2]\n0.25\n1\n2\n", None),
+        ("sat\nX float32 [1,2]\n0.25\ninf\n", None),
+        ("sat\nX float32 [99999999999999]\n0.25\n", None),
+        ("sat\nX float32 [٢]\n1\n1\n", None),
+    ],
+)
+def test_witnesses_are_read_whole_or_not_at_all(text: str, expected: list[float] | None) -> None:
+    answer = read_results(text, "")
+    assert answer.verdict == "falsified"
+    assert (None if answer.witness is None else answer.witness.tolist()) == expected
+    assert bool(answer.message) == (expected is None)
+
+
+def test_what_must_be_said(tmp_path: Path) -> None:
+    for options in ({}, {"scripts": tmp_path, "program": ("x",)}):
+        with pytest.raises(BadInput, match="say which tool: --set vnncomp-tool"):
+            VnncompTool(VnncompToolOptions(**options)).check()
+    with pytest.raises(BadInput, match=r"prepare_instance\.sh cannot be read: No such file"):
+        VnncompTool(VnncompToolOptions(scripts=tmp_path)).check()
+    with pytest.raises(BadInput, match="'no-such-solver' is not installed"):
+        VnncompTool(VnncompToolOptions(program=("no-such-solver",))).check()
+    with pytest.raises(BadInput, match="--name ended with exit code 1"):
+        VnncompTool(VnncompToolOptions(program=("false",))).check()
+
+
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+def test_a_folder_of_instances(tmp_path: Path, version: str) -> None:
+    """Through ctkd: what is true is booked, what is a lie is an error."""
+    folder = save_folder(tmp_path / "benchmark", version)
+    truth = (
+        "case $4 in *robust*) echo unsat > $5 ;; "
+        "*) printf 'sat\\n((X_0 1.0)\\n (X_1 0.0)\\n (X_2 0.0)\\n (Y_0 1.0)\\n (Y_1 0.25))\\n' > $5 ;; esac"
+    )
+    tool = tmp_path / "tool"
+    scripts(tool, truth)
+    assert counts(folder, scripts=str(tool), vnnlib=version) == {"verified": 1, "falsified": 1, "error": 0}
+    other = save_folder(tmp_path / "other", version)
+    scripts(tool, "printf 'sat\\nX float32 [1,3]\\n0.0\\n0.0\\n0.0\\n' > $5")
+    with pytest.warns(UserWarning, match="its witness violates nothing"):
+        found = counts(other, scripts=str(tool), vnnlib=version)
+    assert found == {"verified": 0, "falsified": 0, "error": 2}
