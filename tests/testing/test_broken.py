@@ -77,7 +77,7 @@ CASES: list[tuple[str, type, str, list[str]]] = [
     ("dataset", parts.NeedsFile, "names-the-folder-where-files-are-missing", ["FileNotFoundError", "BadInput"]),
     ("stage", parts.HairAbove, "margins-are-lower-bounds", ["below the bound", "wrong certificate"]),
     ("stage", parts.NeedsWidth, "is-right-without-a-radius", ["NaN", "divisions by the width"]),
-    ("stage", parts.Single, "returns-margins", ["torch.float32 for 8 boxes in torch.float64", "dtype"]),
+    ("stage", parts.Single, "returns-margins", ["torch.float32 for 3 boxes in torch.float64", "dtype"]),
     ("stage", parts.MarksWeights, "leaves-the-network-alone", ["changed the network", "network.detach()"]),
     ("teacher", parts.Absent, "obtains-a-teacher-that-fits", ["obtain returned None", "context.fit"]),
     ("teacher", parts.Guesses, "obtains-a-teacher-that-fits", ["at chance level", "train longer"]),
