@@ -4,7 +4,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -19,7 +22,7 @@ from ctkd_vnncomp_tool.results import read_results
 from ctkd_vnncomp_tool.verifier import VnncompTool
 from onnx import TensorProto, helper, numpy_helper
 
-from ctkd.errors import BadInput
+from ctkd.errors import BadInput, Contradiction
 from ctkd.run import verify
 from ctkd.testing import conformance
 from ctkd.verifying import Answer, Query
@@ -118,6 +121,72 @@ def counts(folder: Path, **options: Any) -> dict[str, int]:
     return {verdict: found["verifiers"]["vnncomp-tool"][verdict] for verdict in ("verified", "falsified", "error")}
 
 
+@needs_marabou
+def test_the_command_with_marabou(tmp_path: Path) -> None:
+    """`ctkd verify` as users call it."""
+    folder = save_folder(tmp_path / "benchmark")
+    settings = ("--set", f"vnncomp-tool.scripts={MARABOU}", "--set", "vnncomp-tool.witness_digits=6")
+    command = [sys.executable, "-m", "ctkd", "verify", str(folder), "--verifier", "vnncomp-tool", *settings, "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["verified"], found["falsified"], found["open"]) == (1, 1, 0)
+
+
+PRETEND = """#!/bin/bash
+while [ "$1" != --summary-file ]; do shift; done
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "verdict", "says"),
+    [
+        ("true", "error", "no verdict in Marabou's summary"),
+        (": > $2", "error", "no verdict in Marabou's summary"),
+        ("echo maybe 1 2 3 > $2", "error", "no verdict in Marabou's summary: maybe"),
+        ("echo unsat 0 1 0 > $2; echo Caught a MarabouError error; exit 1", "error", "Caught a MarabouError error"),
+        ("echo UNKNOWN 0 1 0 > $2", "unknown", "it gave up"),
+        ("echo TIMEOUT 0 1 0 > $2", "timeout", ""),
+        ("sleep 60", "timeout", ""),
+    ],
+)
+def test_the_example_calls_no_failure_undecided(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, verdict: str, says: str
+) -> None:
+    """Nor does it leave anything outside of its folder, also where it is killed."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "Marabou").write_text(f"{PRETEND}{code}\n")
+    (tmp_path / "bin" / "Marabou").chmod(0o755)
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    tool = VnncompTool(VnncompToolOptions(scripts=MARABOU))
+    answer = ask(tmp_path, tool, timeout=2.0 if "sleep" in code else 20.0)
+    assert answer.verdict == verdict
+    assert says in answer.message
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+@needs_solver
+def test_a_program_that_lies_about_its_witness(tmp_path: Path) -> None:
+    config = tmp_path / "solver.toml"
+    program = ("vnnlibTestSolver", "--config", str(config))
+
+    def found(name: str, assignments: str) -> dict[str, int]:
+        rule = ['[solver]\nname = "Stand-in"\nversion = "7"\n[[rules]]\nmatch = "*"\nresult = "sat"', assignments]
+        config.write_text("\n".join(rule) + "\n")
+        return counts(save_folder(tmp_path / name, "2.0"), program=program)
+
+    with pytest.warns(UserWarning, match="outside"):  # of the robust instance's box; it breaks the other one
+        assert found("one", "assignments = {X = [1, 0, 0], Y = [1, 0.25]}") == {
+            "verified": 0,
+            "falsified": 1,
+            "error": 1,
+        }
+    with pytest.warns(UserWarning, match="its witness violates nothing"):  # whatever outputs it claims
+        assert found("two", "assignments = {X = [0, 0, 0], Y = [9, 0]}") == {"verified": 0, "falsified": 0, "error": 2}
+
+
 @needs_solver
 def test_a_program_of_the_standard(tmp_path: Path) -> None:
     config = tmp_path / "solver.toml"
@@ -159,7 +228,7 @@ def test_a_program_of_the_standard(tmp_path: Path) -> None:
         ("echo unsat > $5; echo out of memory; exit 9", "error", "ended with exit code 9: out of memory"),
         ("echo unsat > $5; kill -9 $$", "error", "ended with signal 9"),
         ("echo unsat > $5; sleep 60", "timeout", ""),
-        ("echo sat > $5", "falsified", "its witness cannot be read"),
+        ("echo sat > $5", "falsified", "it gives no witness"),
         ("printf 'sat\\n((X_0 0.5)\\n (X_2 1))' > $5", "falsified", "its witness cannot be read"),
         ('[ "$1 $2 $6" = "v1 ctkd 3" ] && echo unsat > $5', "verified", ""),
         ("head -c 3000000 /dev/zero | tr '\\0' 'x'; echo unsat > $5", "verified", ""),
@@ -209,19 +278,25 @@ def test_children_of_a_tool_that_hangs_are_ended(tmp_path: Path) -> None:
         ("sat\n((X_0 0.25) (X_0 0.25))", None),
         ("sat\n((X_0 nan))", None),
         ("sat\n((X_0 0.25)", None),
+        ("sat\n((X_" + "1" * 5000 + " 0.25))", None),
         ("sat\n((X_0 0.25) rubbish)", None),
         ("sat\n((Y_0 0.25))", None),
         ("sat\nX float32 [1,2]\n0.25\n", None),
         ("sat\nX float32 [1,2]\n0.25\n1\n2\n", None),
         ("sat\nX float32 [1,2]\n0.25\ninf\n", None),
         ("sat\nX float32 [99999999999999]\n0.25\n", None),
+        ("sat\nX float32 [" + ",".join(["999999999"] * 16) + "]\n0.25\n", None),
+        ("sat\nX float32 [1 2]\n0.25\n1\n", None),
+        ("sat\nX float32 [1,,2]\n0.25\n1\n", None),
+        ("sat\nX float32 [,]\n0.25\n", None),
         ("sat\nX float32 [٢]\n1\n1\n", None),
     ],
 )
 def test_witnesses_are_read_whole_or_not_at_all(text: str, expected: list[float] | None) -> None:
     answer = read_results(text, "")
     assert answer.verdict == "falsified"
-    assert (None if answer.witness is None else answer.witness.tolist()) == expected
+    assert answer.witness is not None
+    assert answer.witness.tolist() == (expected or [])
     assert bool(answer.message) == (expected is None)
 
 
@@ -253,3 +328,24 @@ def test_a_folder_of_instances(tmp_path: Path, version: str) -> None:
     with pytest.warns(UserWarning, match="its witness violates nothing"):
         found = counts(other, scripts=str(tool), vnnlib=version)
     assert found == {"verified": 0, "falsified": 0, "error": 2}
+
+
+def test_two_tools_by_two_calls(tmp_path: Path) -> None:
+    """Each is stored with its own options, and they are held against each other."""
+    folder = save_folder(tmp_path / "benchmark")
+    scripts(
+        tmp_path / "one", "printf 'sat\\n((X_0 1) (X_1 0) (X_2 0))' > $5; case $4 in *robust*) echo unsat > $5 ;; esac"
+    )
+    scripts(tmp_path / "two", "echo unsat > $5")
+    out = tmp_path / "answers.sqlite"
+
+    def call(name: str) -> None:
+        settings = {"vnncomp-tool.scripts": str(tmp_path / name), "vnncomp-tool.tool": name}
+        verify(folder, ("vnncomp-tool",), settings=settings, out=out)
+
+    call("one")
+    with pytest.warns(UserWarning, match="it says verified"), pytest.raises(Contradiction):
+        call("two")
+    (evidence,) = tmp_path.glob("contradictions/instance-*/contradiction.json")
+    answers = json.loads(evidence.read_text())["answers"]
+    assert [(each["versions"]["tool"], each["said"]) for each in answers] == [("one", "falsified"), ("two", "verified")]

@@ -1,11 +1,13 @@
 #!/bin/bash
 # run_instance.sh v1 CATEGORY ONNX VNNLIB RESULTS TIMEOUT
-[ "$1" = v1 ] || exit 1
+set -e
+[ "$1" = v1 ]
 onnx=$3 vnnlib=$4 results=$5 timeout=$6
-work=$(mktemp -d)
+work=$(mktemp -d "$results.XXXXXX")
 trap 'rm -rf "$work"' EXIT
-Marabou "$onnx" "$vnnlib" --timeout "$timeout" --verbosity 0 --summary-file "$work/summary" > "$work/output" || exit 1
-read -r verdict _ < "$work/summary"
+Marabou "$onnx" "$vnnlib" --timeout "$timeout" --verbosity 0 --summary-file "$work/summary" > "$work/output" ||
+    { tail -n 5 "$work/output"; exit 1; }
+verdict=$(cut -d ' ' -f 1 "$work/summary" 2> /dev/null || true)
 case $verdict in
 unsat) echo unsat > "$results" ;;
 sat)
@@ -17,5 +19,9 @@ sat)
     } > "$results"
     ;;
 TIMEOUT) echo timeout > "$results" ;;
-*) echo unknown > "$results" ;;
+UNKNOWN) echo unknown > "$results" ;;
+*)
+    echo "no verdict in Marabou's summary: $verdict"
+    exit 1
+    ;;
 esac

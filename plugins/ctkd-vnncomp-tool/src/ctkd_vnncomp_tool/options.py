@@ -17,7 +17,8 @@ class VnncompToolOptions(Options):
     scripts: AbsolutePath | None = None
     """A folder with the tool's `prepare_instance.sh` and `run_instance.sh`."""
     program: tuple[str, ...] = ()
-    """The tool as a program with the command line of VNN-LIB 2.0: its name or path, and what stands before `verify`."""
+    """The tool as a program with the command line of VNN-LIB 2.0: its name or path, and what stands before `verify`.
+    Files among that need absolute paths: a tool runs in a folder of its own."""
     tool: Annotated[str, Field(pattern=r"^[\x20-\x7e]*$")] = ""
     """The tool's name and version, stored with every answer: neither scripts nor standard have a way to ask."""
     category: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")] = "ctkd"

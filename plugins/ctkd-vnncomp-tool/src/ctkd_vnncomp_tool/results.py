@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 import numpy as np
@@ -23,8 +24,9 @@ VERDICTS: dict[str, Verdict] = {
 }
 """The first line; ``violated`` and ``holds`` are the words of older editions."""
 NUMBER = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?", re.ASCII)
-PAIR = re.compile(r"\(\s*([XY])_([0-9]+)\s+([^\s()]+)\s*\)", re.ASCII)
-HEADER = re.compile(r"[A-Za-z][A-Za-z0-9_]*\s+[A-Za-z0-9]+\s+\[([0-9,\s]*)\]", re.ASCII)
+PAIR = re.compile(r"\(\s*([XY])_([0-9]{1,9})\s+([^\s()]+)\s*\)", re.ASCII)
+DIMENSIONS = r"\[\s*((?:[0-9]{1,9}(?:\s*,\s*[0-9]{1,9}){0,15})?)\s*\]"
+HEADER = re.compile(rf"[A-Za-z][A-Za-z0-9_]*\s+[A-Za-z0-9]+\s+{DIMENSIONS}", re.ASCII)
 
 
 def read_results(text: str, log: str) -> Answer:
@@ -42,8 +44,12 @@ def read_results(text: str, log: str) -> Answer:
         )
     if verdict != "falsified":
         return Answer(verdict, message="it gave up" if verdict == "unknown" else "", log=log)
+    if not rest.strip():
+        return Answer("falsified", message="it gives no witness", log=log)
     witness = _pairs(rest) if rest.lstrip().startswith("(") else _columns(rest)
-    return Answer("falsified", witness, message="" if witness is not None else "its witness cannot be read", log=log)
+    if witness is None:  # no numbers, where None would say that there was no witness
+        return Answer("falsified", np.empty(0), message="its witness cannot be read", log=log)
+    return Answer("falsified", witness, log=log)
 
 
 def _pairs(text: str) -> NDArray[np.float64] | None:
@@ -66,12 +72,7 @@ def _columns(text: str) -> NDArray[np.float64] | None:
     header = HEADER.fullmatch(lines[0]) if lines else None
     if header is None:
         return None
-    dimensions = [part.strip() for part in header[1].split(",") if part.strip()]
-    if len(dimensions) > 16 or any(len(part) > 9 for part in dimensions):
-        return None
-    count = 1
-    for part in dimensions:
-        count *= int(part)
+    count = math.prod(int(part) for part in header[1].split(",")) if header[1] else 1
     values = lines[1 : 1 + count]
     after = lines[1 + count : 2 + count]
     if len(values) != count or (after and HEADER.fullmatch(after[0]) is None):
