@@ -120,9 +120,9 @@ def deployed_certificates(
     Returns:
         ``float32_certified``: certified samples whose lower margin exceeds the rounding of network and bounds; and
         ``float32``, with ``fallen`` (certified samples whose lower margin does not), ``uncovered`` (certified by a
-        stage about whose rounding nothing is known), ``largest_deployed_error``, ``largest_bound_error``, and
-        ``smallest_margin`` among the certified. ``float32_certified`` is None, with ``reason``, where the network
-        has operators without a rounding bound.
+        stage about whose rounding nothing is known), ``largest_deployed_error``, ``largest_bound_error`` (None without
+        a bound, or a covered sample), and ``smallest_margin`` among the certified. ``float32_certified`` is None, with
+        ``reason``, where the network has operators without a rounding bound.
     """
     certified = [row for row in rows if row.status == "certified"]
     known = list(itertools.takewhile(COVERED.__contains__, stages))
@@ -149,11 +149,28 @@ def deployed_certificates(
         "float32": {
             "fallen": len(fallen),
             "uncovered": len(certified) - len(covered),
-            "largest_deployed_error": _write(max((deployed for deployed, _ in own), default=0.0)),
-            "largest_bound_error": _write(max((bounds for _, bounds in own), default=0.0)),
+            "largest_deployed_error": _write(max((deployed for deployed, _ in own), default=math.inf)),
+            "largest_bound_error": _write(max((bounds for _, bounds in own), default=math.inf)),
             "smallest_margin": min(margins, default=None),
         },
     }
+
+
+def described(summary: Mapping[str, Any]) -> list[str]:
+    """For people, what a summary says about float32: a sentence, or none where it says nothing."""
+    facts = summary.get("float32")
+    if isinstance(facts, dict) and "reason" in facts:
+        return [f"how many certificates hold for the deployed network is not known: {facts['reason']}"]
+    if not isinstance(facts, dict) or not {"fallen", "uncovered", "largest_deployed_error"} <= facts.keys():
+        return []  # of an earlier version, or damaged
+    held, fallen, unknown = summary.get("float32_certified"), facts["fallen"], facts["uncovered"]
+    error = facts["largest_deployed_error"]
+    most = f" (a margin moves by at most {error:.2g})" if error is not None else " (no bound)" * bool(held + fallen)
+    said = f"{held} certificates hold for the deployed network, too{most}; {fallen} fall"
+    if unknown:
+        total = held + fallen + unknown
+        said += f"; for {unknown} of {total} it is not computed: they need a stage whose rounding is not bounded"
+    return [said]
 
 
 def of_results(

@@ -307,7 +307,7 @@ def test_a_signal_at_the_worst_moment_is_not_missed(tmp_path: Path, case: tuple[
 def test_a_leaf_that_is_not_solved_is_no_proof(monkeypatch: pytest.MonkeyPatch) -> None:
     net = network("mlp", 1)
     x, labels = samples(net, 30, 2)
-    big, box = wide(net, x, 0.2)
+    big, box = wide(net, x, 0.12)
     stage = complete(iterations=1, root_iterations=1, batch_size=8)
     solved = stage.search(big, box, labels, lambda: False)
     monkeypatch.setattr("ctkd.certify.bab.leaf.solve", lambda problem, part, seconds: (part, None))

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import shutil
 from collections.abc import Callable
@@ -19,6 +20,8 @@ from torch import Tensor, nn
 from ctkd.accuracy import smallest_margin
 from ctkd.boxes import Box, perturbation_box
 from ctkd.certify.alpha_crown import AlphaCrownOptions, AlphaCrownStage
+from ctkd.certify.bab.bounding import bound
+from ctkd.certify.bab.problem import Problem
 from ctkd.certify.complete import CompleteOptions, CompleteStage
 from ctkd.certify.proofs import FORMAT, Proof, ProofFolder, check_provable, read_proof
 from ctkd.certify.replay import replay
@@ -94,6 +97,27 @@ def without(t: Tensors, leaf: int) -> Tensors:
     }
 
 
+def twice(t: Tensors, leaf: int) -> Tensors:
+    """With one leaf a second time, consistently."""
+    end = int(t["leaf.depth"].cumsum(0)[leaf])
+    gone = slice(end - int(t["leaf.depth"][leaf]), end)
+    return {
+        name: torch.cat([x, x[leaf : leaf + 1] if name.startswith("leaf") else x[gone]])
+        if name[:4] in ("leaf", "path")
+        else x
+        for name, x in t.items()
+    }
+
+
+def shortened(t: Tensors, leaf: int) -> Tensors:
+    """With one leaf whose last split is left out: it claims the region of its parent."""
+    end = int(t["leaf.depth"].cumsum(0)[leaf])
+    steps = torch.arange(len(t["path.split"])) != end - 1
+    depth = t["leaf.depth"].clone()
+    depth[leaf] -= 1
+    return {**t, "leaf.depth": depth, **{name: t[name][steps] for name in ("path.split", "path.multiplier")}}
+
+
 def deepest(t: Tensors) -> int:
     return int(t["leaf.depth"].argmax())
 
@@ -118,6 +142,16 @@ MUTATIONS: dict[str, tuple[Callable[[Tensors], Tensors], str]] = {
     ),
     "slopes of fewer units": (changed("leaf.slope", lambda x: x[:, 1:]), "the slopes, or the depths, of its leaves"),
     "leaf dropped": (lambda t: without(t, deepest(t)), "do not cover the box: one is missing|not those of a tree"),
+    "leaf twice": (lambda t: twice(t, deepest(t)), "are not those of a tree"),
+    "split left out": (lambda t: shortened(t, deepest(t)), "are not those of a tree"),
+    "rival left out": (
+        lambda t: functools.reduce(
+            lambda rest, _: without(rest, int((rest["leaf.rival"] == t["leaf.rival"][0]).nonzero()[0])),
+            range(int((t["leaf.rival"] == t["leaf.rival"][0]).sum())),
+            t,
+        ),
+        "leaves are about classes",
+    ),
     "no leaves": (
         lambda t: {n: x[:0] if n[:4] in ("leaf", "path") else x for n, x in t.items()},
         "leaves are about classes",
@@ -129,7 +163,11 @@ MUTATIONS: dict[str, tuple[Callable[[Tensors], Tensors], str]] = {
         "a multiplier is negative or not finite",
     ),
     "large multipliers": (changed("path.multiplier", lambda x: x + 50), "not above zero"),
-    "signs flipped in one path": (
+    "multipliers that drown everything in rounding": (
+        changed("path.multiplier", lambda x: x * 0 + 3e38),
+        "not above zero",
+    ),
+    "no unit at all": (
         changed("path.split", first(0)),
         "a path splits what is no unit, or a unit twice",
     ),
@@ -179,6 +217,41 @@ def test_another_network_or_label_is_refused(split_proof: tuple[Network, Proof])
         replay(net, replace(proof, claim={**proof.claim, "label": 7}))
     with pytest.raises(RunFailed, match="its leaves are about classes"):
         replay(net, replace(proof, claim={**proof.claim, "label": (proof.claim["label"] + 1) % 3}))
+
+
+def test_what_cancels_is_not_trusted() -> None:
+    """A margin of 1 everywhere, and the constraint x - 1 >= 0, which holds at one end of the box alone.
+
+    There its multiplier's terms cancel. They do so exactly here; in general they leave rounding of their size.
+    """
+    module = nn.Sequential(nn.Flatten(), nn.Linear(1, 1), nn.ReLU(), nn.Linear(1, 2))
+    with torch.no_grad():
+        module[1].weight.fill_(1.0)
+        module[1].bias.fill_(-1.0)
+        module[3].weight.zero_()
+        module[3].bias.copy_(torch.tensor([1.0, 0.0]))
+    net = finalise(module, (1,))
+    (unit,) = net.nonlinear
+    whole = {"box.lower": torch.zeros(1), "box.upper": torch.ones(1), "unit.node": torch.tensor([unit]).int()}
+    parts = {
+        "leaf.rival": torch.tensor([1, 1]),
+        "leaf.depth": torch.tensor([1, 1]),
+        "path.split": torch.tensor([1, -1]),
+    }
+    rest = {"unit.place": torch.zeros(1).int(), "leaf.slope": torch.zeros(2, 1).byte()}
+    for multiplier, holds in ((10.0, True), (1e11, True), (1e14, False), (3e38, False)):
+        push = {"path.multiplier": torch.tensor([multiplier, 0.0])}
+        tensors = {**whole, **rest, **push, **{name: value.int() for name, value in parts.items()}}
+        with contextlib.nullcontext() if holds else pytest.raises(RunFailed, match="not above zero"):
+            assert 0 < replay(net, Proof({"network": net.sha256(), "label": 0}, tensors)) <= 1
+    one = torch.zeros(1, 1, dtype=torch.float64)
+    problem = Problem.of(net.to(torch.float64), Box(one, one + 1), torch.tensor([0]))
+    everything = torch.zeros(1, 1, dtype=torch.float64)
+    ends = {"lower": everything - 1, "upper": everything, "first": everything, "leak": everything[0]}
+    problem = replace(problem, places={unit: torch.tensor([0])}, columns={unit: slice(0, 1)}, **ends)
+    root = problem.roots(torch.tensor([0]), torch.tensor([1]))
+    fixed = replace(root, sign=torch.ones(1, 1, dtype=torch.int8), multiplier=everything + 1e14)
+    assert float(bound(problem, fixed).value) < 0
 
 
 def test_slopes_may_be_any_and_prove_nothing_false() -> None:
@@ -253,6 +326,14 @@ def with_the_box_of(one: Path, other: Path) -> None:
     write_tensors(one, tensors, {"format": FORMAT, "claim": json.dumps(claim)})
 
 
+def shrunk(one: Path, other: Path) -> None:
+    """A true proof, but for a part of the box."""
+    proof = read_proof(one)
+    middle = (proof.tensors["box.lower"] + proof.tensors["box.upper"]) / 2
+    smaller = {"box.lower": proof.tensors["box.lower"].maximum(middle - 0.001), "box.upper": middle}
+    write_tensors(one, {**proof.tensors, **smaller}, {"format": FORMAT, "claim": json.dumps(proof.claim)})
+
+
 DAMAGE: dict[str, tuple[Callable[[Path, Path], Any], str]] = {
     "missing": (lambda one, other: one.unlink(), "cannot be read: No such file or directory"),
     "truncated": (lambda one, other: one.write_bytes(one.read_bytes()[:-7]), "is damaged"),
@@ -261,6 +342,9 @@ DAMAGE: dict[str, tuple[Callable[[Path, Path], Any], str]] = {
     "of another sample": (lambda one, other: shutil.copy(other, one), "is about sample"),
     "for another radius": (lambda one, other: rewritten(one, eps=0.01), "is about eps 0.01, the result about 0.02"),
     "of another network": (lambda one, other: rewritten(one, network="0"), "is about network 0"),
+    "of another split": (lambda one, other: rewritten(one, split="train"), "is about split train"),
+    "of other data": (lambda one, other: rewritten(one, data="0"), "is about data 0"),
+    "for a smaller box": (shrunk, "is not about this sample's image and label"),
     "of another label": (lambda one, other: rewritten(one, label=77), "is about label 77"),
     "of another box": (with_the_box_of, "is not about this sample's image and label"),
     "no proof": (lambda one, other: shutil.copy(one.parents[2] / "network.safetensors", one), "not a proof that ctkd"),

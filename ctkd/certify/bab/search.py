@@ -39,7 +39,6 @@ class Plan:
     """How to search.
 
     Attributes:
-        seconds: of one sample.
         nodes: how many subproblems may be bounded for one sample.
         batch: how many are bounded together.
         candidates: how many units are tried before one is split.
@@ -47,7 +46,6 @@ class Plan:
         starts, steps: of the first search for a counterexample, for each rival.
     """
 
-    seconds: float
     nodes: int
     batch: int
     candidates: int
@@ -93,6 +91,7 @@ class Search:
         problem: of one sample.
         attacked, box: the network, and the box, in the arithmetic in which counterexamples count.
         enough: a bound above it closes a subproblem.
+        end: when to give up, on the clock of ``time.monotonic``.
         stop: asked between steps.
     """
 
@@ -101,10 +100,10 @@ class Search:
     box: Box
     plan: Plan
     enough: float
+    end: float
     stop: Callable[[], bool]
 
     def __post_init__(self) -> None:
-        self.end = time.monotonic() + self.plan.seconds
         self.problem = reduced(self.problem)
         self.estimates = self.problem.to(torch.float32)
         self.lower = self.problem.lower.new_full((self.problem.network.classes,), torch.inf)
@@ -123,7 +122,11 @@ class Search:
             if inner:
                 self._branch(inner)
             for node in batch:
-                if not len(node.candidates):
+                if len(node.candidates):
+                    continue
+                if self._over():
+                    heapq.heappush(self.queue, node)
+                else:
                     self._solve(node)
         for node in self.queue:
             self._lower_to(node.part, node.value)

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 def whole(network: Network, box: Box, labels: Tensor, options: CompleteOptions, stop: Callable[[], bool]) -> Found:
     """What ``CompleteStage.search`` returns."""
     plan = Plan(
-        seconds=options.timeout,
         nodes=options.nodes,
         batch=options.batch_size,
         candidates=options.candidates,
@@ -39,10 +39,10 @@ def whole(network: Network, box: Box, labels: Tensor, options: CompleteOptions, 
     attacked, inside = network.to(torch.float32), Box(box.lower.float(), box.upper.float())
     margins, points, proofs = [], [], []
     for k in range(len(labels)):
-        one = slice(k, k + 1)
+        one, end = slice(k, k + 1), time.monotonic() + options.timeout
         problem = Problem.of(network, box[one], labels[one])
         enough = options.enough * float(problem.size())
-        found = Search(problem, attacked, inside[one], plan, enough, stop).run()
+        found = Search(problem, attacked, inside[one], plan, enough, end, stop).run()
         margins.append(found.lower)
         points.append(found.point)
         proofs.append(None if found.leaves is None else proof_of(problem, found.leaves))
