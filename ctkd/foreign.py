@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The ctkd contributors
 # SPDX-License-Identifier: MIT
-"""Networks that were not trained here: what ``ctkd certify MODEL.onnx`` does."""
+"""Networks that were not trained here: what ``ctkd certify MODEL.onnx`` does, and how its results are opened again."""
 
 from __future__ import annotations
 
@@ -25,11 +25,12 @@ from ctkd.machine import prepared
 from ctkd.progress import Reporter
 from ctkd.propagate import Network
 from ctkd.runfolder import RunFolder
-from ctkd.session import Session, load_data, selected
+from ctkd.session import Session, load_data, sample_range, selected
 from ctkd.storage import read_json, write_json
 from ctkd.trained import HINT, certify_only, lock, parse_radius, voice_of
 
 MARKER = "model.json"
+NO_RADIUS = "eps must be given for an ONNX model: it has no radius of its own, such as --eps 0.1 or 2/255"
 CHANCE = 1.5
 """Times the share of one class: a model that is right no more often gets a warning."""
 
@@ -69,13 +70,12 @@ def certify_model(
     voice = voice_of(reporter)
     each = list(dict.fromkeys(parse_radius(eps, 0.0) for eps in radii))
     if not each:
-        raise BadInput("eps must be given for an ONNX model: it has no radius of its own, such as --eps 0.1 or 2/255")
+        raise BadInput(NO_RADIUS)
     imported = import_model(model)
     given = _settings(settings or {}, dataset, data_dir, each[0])
     with stop_request() as stop:
-        config = resolve(given, trained=True)
-        data = _fitted(load_data(config), imported.network, str(model))
-        folder = from_leader(lambda: _folder(out, model, imported, config))
+        config, data = _loaded(model, imported, given)
+        folder = from_leader(lambda: _folder(out or usual_folder(model, imported), model, imported, config))
         session, options = Session(config, folder, data, voice, stop), config.certify
         with lock(folder):
             _warn_of_chance(imported.network, session)
@@ -108,6 +108,14 @@ def _settings(settings: Mapping[str, Any], dataset: str | None, data_dir: Path |
     return given
 
 
+def _loaded(model: Path, imported: Imported, given: Mapping[str, Any]) -> tuple[RunConfig, Data]:
+    """Raises: BadInput before anything is written: wrong settings, data that do not fit, samples that there are not."""
+    config = resolve(given, trained=True)
+    data = _fitted(load_data(config), imported.network, str(model))
+    sample_range(data, config.certify)
+    return config, data
+
+
 def _fitted(data: Data, network: Network, where: str) -> Data:
     """The data in the shape of the network's input.
 
@@ -131,13 +139,17 @@ def _fitted(data: Data, network: Network, where: str) -> Data:
     return replace(data, **flat)
 
 
-def _folder(wanted: Path | None, model: Path, imported: Imported, config: RunConfig) -> RunFolder:
+def usual_folder(model: Path, imported: Imported) -> Path:
+    """Where the results of a model lie that nobody gave another folder."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", model.stem)
+    return Path("runs") / f"{name}-{imported.sha256[:8]}"
+
+
+def _folder(path: Path, model: Path, imported: Imported, config: RunConfig) -> RunFolder:
     """The model's folder, new or from an earlier call about the same model; it says what the latest call was about.
 
     Raises: BadInput if it holds something else, or cannot be written.
     """
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", model.stem)
-    path = wanted or Path("runs") / f"{name}-{imported.sha256[:8]}"
     if (path / MARKER).is_file() and _marker(path)["sha256"] != imported.sha256:
         raise BadInput(f"{path} holds results of another model; name another folder with --out")
     try:
@@ -149,7 +161,7 @@ def _folder(wanted: Path | None, model: Path, imported: Imported, config: RunCon
             "sha256": imported.sha256,
             "certified": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "eps": config.train.eps,
-            "data": config.tables()["data"],
+            "data": {key: _absolute(key, value) for key, value in config.tables()["data"].items()},
             "format": 1,
         }
         write_json(path / MARKER, facts)
@@ -158,6 +170,12 @@ def _folder(wanted: Path | None, model: Path, imported: Imported, config: RunCon
     except OSError as error:
         raise BadInput(f"{path} cannot be written: {error.strerror}") from None
     return RunFolder(path)
+
+
+def _absolute(key: str, value: Any) -> Any:
+    """A data set's files, so that they are found from any working directory, as the model is."""
+    here = key in ("path", "dir") and isinstance(value, str) and Path(value).exists()
+    return str(Path(value).resolve()) if here else value
 
 
 def _marker(folder: Path) -> dict[str, Any]:
@@ -184,9 +202,38 @@ def open_model(
     given = {"train.eps": facts["eps"], **{f"data.{key}": value for key, value in facts["data"].items()}, **settings}
     if data_dir is not None:
         given["data.dir"] = str(data_dir)
-    config = resolve(given, trained=True)
-    data = _fitted(load_data(config), imported.network, str(model))
+    config, data = _loaded(model, imported, given)
     return Session(config, RunFolder(folder), data, reporter, stop), imported.network, model
+
+
+def open_on_data(
+    model: Path,
+    eps: float | str | None,
+    dataset: str | None,
+    data_dir: Path | None,
+    settings: Mapping[str, Any],
+    reporter: Reporter,
+    stop: StopRequest,
+    *,
+    make: bool,
+) -> tuple[Session, Network]:
+    """A model and a data set as a session, in the folder that ``certify_model`` gives the model; its network.
+
+    Args:
+        eps, dataset, data_dir, settings: as for ``certify_model``.
+        make: whether the folder is made where there is none.
+
+    Raises: BadInput if no radius is given, the model cannot be imported, or does not fit the data.
+    """
+    if eps is None:
+        raise BadInput(NO_RADIUS)
+    imported = import_model(model)
+    config, data = _loaded(model, imported, _settings(settings, dataset, data_dir, parse_radius(eps, 0.0)))
+    path = usual_folder(model, imported)
+    folder = _folder(path, model, imported, config) if make and not (path / MARKER).is_file() else RunFolder(path)
+    session = Session(config, folder, data, reporter, stop)
+    _warn_of_chance(imported.network, session)
+    return session, imported.network
 
 
 def _warn_of_chance(network: Network, session: Session) -> None:

@@ -4,10 +4,12 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 import uuid
@@ -20,6 +22,7 @@ from typing import IO
 
 import psutil
 
+from ctkd import watchdog
 from ctkd.errors import RunFailed
 
 MARK = "CTKD_PROGRAM"
@@ -66,7 +69,7 @@ def stopped_by(stop: Callable[[], bool]) -> Iterator[None]:
 def run_program(
     command: Sequence[str | Path], *, timeout: float, folder: Path, environment: Mapping[str, str] | None = None
 ) -> Finished:
-    """Run a program to its end; none of its processes outlives the call, however it returns.
+    """Run a program to its end; none of its processes outlives the call, however it returns, nor ctkd (on Linux).
 
     Args:
         command: the program and its arguments; no shell is involved. Standard input is empty.
@@ -77,7 +80,7 @@ def run_program(
     Raises:
         RunFailed: it cannot be started, or ctkd is asked to stop.
     """
-    mark = uuid.uuid4().hex
+    mark = f"{_watched()}.{uuid.uuid4().hex}"
     variables = {**(os.environ if environment is None else environment), MARK: mark}
     began = time.monotonic()
     try:
@@ -111,6 +114,47 @@ def run_program(
         _end(process, mark)
         output, errors = (stream.text() for stream in streams)
     return Finished(None if timed_out else process.returncode, output, errors, seconds, timed_out)
+
+
+class _Watchdog:
+    """Kills this process's programs after it where it cannot do so itself: on a SIGKILL, or for lack of memory."""
+
+    def __init__(self) -> None:
+        self.mark = uuid.uuid4().hex
+        self.lock = threading.Lock()
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def ensure(self) -> None:
+        with self.lock:
+            if not Path("/proc/self/environ").exists() or (self.process and self.process.poll() is None):
+                return
+            with contextlib.suppress(OSError):  # the program itself cannot be started either, and that is said
+                self.process = subprocess.Popen(
+                    [sys.executable, "-I", "-S", watchdog.__file__, f"{MARK}={self.mark}."],
+                    env={key: value for key, value in os.environ.items() if not key.startswith("CTKD_")},
+                    cwd="/",
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    start_new_session=True,
+                )
+                atexit.register(self._dismiss, self.process)
+
+    @staticmethod
+    def _dismiss(process: subprocess.Popen[bytes]) -> None:
+        if process.stdin is not None:
+            process.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(PATIENCE)
+
+
+_watchdog = _Watchdog()
+
+
+def _watched() -> str:
+    """The beginning of this process's marks, with a watchdog that looks for them."""
+    _watchdog.ensure()
+    return _watchdog.mark
 
 
 def _end(process: subprocess.Popen[bytes], mark: str) -> None:

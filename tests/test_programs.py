@@ -5,6 +5,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 import sys
 import threading
 import time
@@ -91,3 +93,43 @@ def test_the_environment_is_the_given_one(tmp_path: Path) -> None:
     done = run_program(command, timeout=60, folder=tmp_path, environment={"CTKD_TEST": "yes"})
     assert done.output.split() == ["yes", "None"]
     assert programs.MARK not in os.environ
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from ctkd.programs import run_program
+run_program([sys.executable, "-c", {family!r}], timeout=600, folder=Path({folder!r}))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="the watchdog reads /proc")
+def test_nothing_outlives_a_ctkd_that_is_killed(tmp_path: Path) -> None:
+    family = FAMILY.replace("{end}", "time.sleep(600)").replace('"pids", "w"', '"pids.tmp", "w"')
+    family = family.replace("print(", 'os.rename("pids.tmp", "pids"); print(')
+    ctkd = subprocess.Popen([sys.executable, "-c", KILLED.format(family=family, folder=str(tmp_path))])
+    end = time.monotonic() + 60
+    while not (tmp_path / "pids").exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not gone(tmp_path)
+    ctkd.send_signal(signal.SIGKILL)
+    ctkd.wait()
+    while not gone(tmp_path) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert gone(tmp_path)
+
+
+def test_one_watchdog_is_enough_and_ends_with_its_process(tmp_path: Path) -> None:
+    code = """
+import sys
+from pathlib import Path
+from ctkd import programs
+for _ in range(2):
+    programs.run_program([sys.executable, "-c", ""], timeout=60, folder=Path({folder!r}))
+    print(programs._watchdog.process.pid if programs._watchdog.process else 0)
+"""
+    run = [sys.executable, "-W", "error", "-c", code.format(folder=str(tmp_path))]
+    done = subprocess.run(run, capture_output=True, text=True, check=True)
+    first, second = map(int, done.stdout.split())
+    assert (first, done.stderr) == (second, "")
+    assert first == 0 or not psutil.pid_exists(first)

@@ -161,10 +161,14 @@ def described(summary: Mapping[str, Any]) -> list[str]:
     facts = summary.get("float32")
     if isinstance(facts, dict) and "reason" in facts:
         return [f"how many certificates hold for the deployed network is not known: {facts['reason']}"]
-    if not isinstance(facts, dict) or not {"fallen", "uncovered", "largest_deployed_error"} <= facts.keys():
+    if not isinstance(facts, dict):
+        return []
+    held, fallen, unknown = summary.get("float32_certified"), facts.get("fallen"), facts.get("uncovered")
+    error = facts.get("largest_deployed_error")
+    if not (isinstance(held, int) and isinstance(fallen, int) and isinstance(unknown, int)):
         return []  # of an earlier version, or damaged
-    held, fallen, unknown = summary.get("float32_certified"), facts["fallen"], facts["uncovered"]
-    error = facts["largest_deployed_error"]
+    if not isinstance(error, float | None):
+        return []
     most = f" (a margin moves by at most {error:.2g})" if error is not None else " (no bound)" * bool(held + fallen)
     said = f"{held} certificates hold for the deployed network, too{most}; {fallen} fall"
     if unknown:

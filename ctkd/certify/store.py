@@ -53,6 +53,12 @@ class Row:
     seconds: float
 
 
+def has_certificates(connection: sqlite3.Connection) -> bool:
+    """Whether a results file has the tables of certification: others may have been there first."""
+    found = connection.execute("SELECT count(*) FROM sqlite_master WHERE name IN ('settings', 'samples')")
+    return int(found.fetchone()[0]) == 2
+
+
 class Store:
     """A results file. Every ``add`` is one transaction: a killed process loses at most one batch."""
 
@@ -70,12 +76,15 @@ class Store:
         self.connection.close()
 
     def settings(self, network: str, eps: float, split: str, details: Mapping[str, Any]) -> int:
-        """The id of these settings; new ones are recorded."""
+        """The id of these settings; new ones are recorded. Raises: RunFailed if they cannot be written."""
         key = (network, eps, split, json.dumps(details, sort_keys=True))
-        with self.connection:
-            self.connection.execute(
-                "INSERT OR IGNORE INTO settings (network, eps, split, details) VALUES (?, ?, ?, ?)", key
-            )
+        try:
+            with self.connection:
+                self.connection.execute(
+                    "INSERT OR IGNORE INTO settings (network, eps, split, details) VALUES (?, ?, ?, ?)", key
+                )
+        except sqlite3.Error as error:
+            raise RunFailed(f"results could not be written ({error}); what was stored before is kept") from None
         found = self.connection.execute(
             "SELECT id FROM settings WHERE network = ? AND eps = ? AND split = ? AND details = ?", key
         )

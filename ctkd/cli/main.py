@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import sqlite3
 import sys
 import traceback
 from collections.abc import Sequence
@@ -92,6 +93,9 @@ def run(arguments: Sequence[str]) -> int:
         _print_error(error, "interrupted")
         return 130
     except BrokenPipeError:
+        return 1
+    except sqlite3.Error as error:  # such as a results file that is damaged in its middle
+        _print_error(error, f"error: a results file cannot be used: {error}; what is stored is left as it is")
         return 1
     except OSError as error:  # a full disk, a folder that vanished
         _print_error(error, f"error: {error.filename or 'file'}: {error.strerror or error}")

@@ -20,6 +20,7 @@ Examples:
   ctkd verify runs/NAME --verifier marabou,neuralsat --all --samples 100 --jobs 4
   ctkd verify benchmark --verifier marabou --timeout 30 --shard 2/5
   ctkd verify net.onnx --spec property.vnnlib --verifier marabou
+  ctkd verify net.onnx --dataset mnist --eps 0.1 --verifier marabou
 """
 VERDICTS = ("verified", "falsified", "unknown", "timeout", "error")
 
@@ -28,18 +29,21 @@ VERDICTS = ("verified", "falsified", "unknown", "timeout", "error")
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--verifier", "verifiers", required=True, multiple=True, help="Tools, with commas; repeatable.")
 @click.option("--spec", type=click.Path(path_type=Path), help="VNN-LIB file, where PATH is an ONNX file.")
-@click.option("--eps", help="Radius of a run's samples; default: the run's.")
-@click.option("--start", type=int, help="First sample of the run's split.")
-@click.option("--samples", type=int, help="How many samples of the run; default: all.")
+@click.option("--dataset", help="In place of --spec: a data set, such as mnist; also file.npz or a folder of images.")
+@click.option("--eps", help="Radius of the samples; default: the run's. An ONNX model has none.")
+@click.option("--start", type=int, help="First sample of the split.")
+@click.option("--samples", type=int, help="How many samples; default: all.")
 @click.option("--all", "everything", is_flag=True, help="Also samples that ctkd certify has settled.")
 @click.option("--timeout", type=float, help="Seconds per question; default: as in instances.csv, else 60.")
 @click.option("--jobs", type=int, default=1, show_default=True, help="Questions at a time.")
 @click.option("--shard", default="1/1", show_default=True, metavar="PART/PARTS", help="Every PARTS-th instance only.")
 @click.option("--retry", is_flag=True, help="Ask again where the stored answer is an error.")
 @click.option("--forget", multiple=True, metavar="NAME", help="Delete a tool's stored answers first; repeatable.")
-@click.option("--out", type=click.Path(path_type=Path), help="Results file; default: the run's, or beside PATH.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Results file; default: the run's or model's, or beside PATH."
+)
 @click.option("--results", type=click.Path(path_type=Path), help="Folder that gets TOOL/results.csv (VNN-COMP).")
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Folder with the data set's files, for a run.")
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Folder with the data set's files.")
 @click.option("--set", "settings", multiple=True, metavar="NAME.KEY=VALUE", help="Option of a tool; repeatable.")
 @json_option
 def command(
@@ -52,7 +56,7 @@ def command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Ask external verifiers about a run's open samples, a folder with instances.csv, or one ONNX file.
+    """Ask external verifiers about the open samples of a run or a model, a folder with instances.csv, or a property.
 
     Witnesses are replayed, and verdicts held against each other and against ctkd's own. Answers are stored one by
     one; the same command goes on where it was stopped.
@@ -106,7 +110,7 @@ def _notes(found: Mapping[str, Any]) -> list[str]:
         low, high = found["robust_accuracy_interval"]
         sign = "is" if low == high else f"lies between {percent(low)} and"
         lines.append(
-            f"with ctkd's own results, robust accuracy on {found['samples']} {found['split']} samples at eps "
+            f"with all that is stored, robust accuracy on {found['samples']} {found['split']} samples at eps "
             f"{found['eps']:.4g} {sign} {percent(high)}"
         )
     lines.append(f"answers are in {found['results']}")

@@ -184,7 +184,7 @@ def _settle_completeness(run: Run) -> None:
     sizes: dict[str, int] = {}
     summary = run.summary or {}
     if summary.get("certified_accuracy") is not None and summary.get("certified_standard_error", 0) is None:
-        sizes[str(summary.get("split"))] = int(summary["samples"])
+        sizes[str(summary.get("split"))] = summary.get("samples", -1)  # -1: damaged, and no result's size
     if run.split is not None:
         sizes[run.split_name] = len(run.split)
     found = [

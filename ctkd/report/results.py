@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 from ctkd.certify.cascade import Certificate, count
 from ctkd.certify.radii import Radii, bracket, radii_from
-from ctkd.certify.store import Row
+from ctkd.certify.store import Row, has_certificates
 from ctkd.certify.trials import Trial, has_trials, read_trials
 from ctkd.errors import BadInput
 from ctkd.report.verifiers import Answered, read_answers
@@ -111,7 +111,8 @@ def read_results(path: Path, network: str) -> Results:
 
 
 def _read(connection: sqlite3.Connection, network: str) -> Results:
-    settings = connection.execute("SELECT id, network, eps, split, details FROM settings ORDER BY eps, id").fetchall()
+    every = "SELECT id, network, eps, split, details FROM settings ORDER BY eps, id"
+    settings = connection.execute(every).fetchall() if has_certificates(connection) else []
     found = []
     for number, of, eps, split, details in settings:
         rows = connection.execute(

@@ -9,6 +9,7 @@ from typing import Any
 
 from ctkd.attribution import attributed
 from ctkd.certify.radii import Radii
+from ctkd.certify.rounding import described
 from ctkd.errors import CtkdError
 from ctkd.report import compare, plots
 from ctkd.report.counterexamples import Counterexample, counterexamples, drawable, weakest
@@ -200,8 +201,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     for teacher in [first, *summary.get("further_teachers", [])] if isinstance(first, dict) else []:
         figures = [f"{k} {plots.percent(teacher.get(f'{k}_accuracy'))}" for k in ("natural", "adversarial")]
         found.append((f"teacher {teacher.get('name', '')}".strip(), ", ".join(figures)))
-    if summary.get("float32_certified") is not None:
-        found.append(("hold in float32 too", f"{summary['float32_certified']} certificates"))
+    found += [("float32", f"at the end of the run, {said}") for said in described(summary)]
     if summary.get("validation_seen_in_training"):
         found.append(("validation", "was trained on; its figures are optimistic"))
     versions = environment.get("versions")

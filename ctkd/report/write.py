@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ctkd.errors import BadInput
+from ctkd.errors import BadInput, RunFailed
 from ctkd.storage import write_bytes
 
 NEEDED = ("jinja2", "matplotlib")
@@ -42,6 +42,7 @@ def report(
     Raises:
         BadInput: a folder is no run, ``out`` is another file, or the extra ``report`` is not installed.
         Contradiction: a run's results contradict each other; nothing is written.
+        RunFailed: the page cannot be written; one that was there stays.
     """
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
@@ -59,7 +60,10 @@ def report(
     found = [read_run(folder, data_dir, images=pictures > 0) for folder in folders]
     page = render(found, pictures)
     _check_target(path, force)  # drawing took a while
-    write_bytes(path, page.encode("utf-8", "replace"))  # a path may have bytes that are no text
+    try:
+        write_bytes(path, page.encode("utf-8", "replace"))  # a path may have bytes that are no text
+    except OSError as error:
+        raise RunFailed(f"{path} cannot be written, name another file with --out: {error.strerror}") from None
     return {"report": str(path), "notes": {str(run.path): run.notes for run in found}}
 
 

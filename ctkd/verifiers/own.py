@@ -59,6 +59,10 @@ class Own:
     def check(self) -> dict[str, str]:
         import torch
 
+        from ctkd.plugins import create_from
+
+        for table in self.options.stages:  # one that there is not, or with wrong options, is a mistake and no answer
+            create_from("stage", table)
         return {"torch": torch.__version__}
 
     def verify(self, query: Query) -> Answer:

@@ -19,13 +19,14 @@ from ctkd.verify.asking import Tool
 from ctkd.verify.driver import Driver
 from ctkd.verify.instances import TABLE, Instance, Shard, one_instance, read_table
 from ctkd.verify.store import Answers
-from ctkd.verify.summary import accuracy, found_answers, summarise, write_results
+from ctkd.verify.summary import accuracy, all_answers, found_answers, summarise, write_results
 
 if TYPE_CHECKING:
     from ctkd.verify.samples import RunInstances
 
 MODEL = "model.json"
 """Marks the results of an ONNX model, which are read like a run's; see ``ctkd.foreign``."""
+OF_SAMPLES = "--eps, --all, --samples, --start, --dataset and --data-dir"
 STORE = "verification.sqlite"
 """Results file of a folder or a single instance; those of a run are in the run's own."""
 
@@ -45,6 +46,7 @@ def verify(
     verifiers: Sequence[str],
     *,
     specification: Path | None = None,
+    dataset: str | None = None,
     eps: float | str | None = None,
     everything: bool = False,
     timeout: float | None = None,
@@ -58,7 +60,9 @@ def verify(
     settings: Mapping[str, Any] | None = None,
     reporter: Reporter | None = None,
 ) -> dict[str, Any]:
-    """Ask verifiers about a run's samples, a folder of instances or one instance: what ``ctkd verify`` does.
+    """Ask verifiers about a run's samples, a model's on a data set, a folder of instances or one instance.
+
+    That is what ``ctkd verify`` does.
 
     Answers are stored one by one, and what is stored is not asked again. A ``falsified`` counts only with a witness
     that onnxruntime confirms strictly inside the box.
@@ -68,23 +72,26 @@ def verify(
             or an ONNX file.
         verifiers: names of verifier plugins.
         specification: the VNN-LIB file that goes with an ONNX file.
-        eps: of a run: radius in pixel units; None is the run's.
-        everything: of a run: all correctly classified samples, not only those that ctkd left open.
+        dataset: in place of ``specification``: name of a data set, an .npz file or a folder of images; with ``eps``
+            alone it is ``digits``. The samples are asked about as a run's, and the answers stand beside the results of
+            ``ctkd certify`` about that model and data set.
+        eps: radius in pixel units; None is the run's, and a model has none.
+        everything: of a run or data set: all correctly classified samples, not only those that ctkd left open.
         timeout: seconds for each question; None is what instances.csv says, else 60.
         jobs: questions at a time.
         shard: ``"2/5"``: the second of five parts of the instances.
         retry: ask again where the stored answer is an error.
         forget: names of verifiers whose stored answers are deleted first.
-        out: the results file; None is the run's, or verification.sqlite beside the instances.
+        out: the results file; None is the run's or the model's, or verification.sqlite beside the instances.
         results: a folder that gets ``TOOL/results.csv`` in the form of the competition.
-        data_dir: of a run: where the data set's files lie, if not where the run found them.
+        data_dir: where the data set's files lie; None is where a run found them.
         settings: ``"NAME.option"`` -> value for verifiers, and ``"certify.samples"``, ``"certify.start"`` and
-            ``"certify.split"`` of a run.
+            ``"certify.split"`` of a run or data set.
         reporter: receives progress; None is silent.
 
     Returns:
         Counts and times for each tool, how many instances are settled, and ``unusable``: instances that could not be
-        asked about, with the reason. For a run also the robust accuracy of all that is known.
+        asked about, with the reason. For a run or data set also the robust accuracy of all that is known.
 
     Raises:
         BadInput: a mistake in the arguments, a file that is missing, or a tool that is not installed.
@@ -100,27 +107,29 @@ def verify(
         raise BadInput(f"timeout={timeout:g}: must be a finite number of seconds above 0")
     tools = [Tool.load(name, own[name]) for name in dict.fromkeys(verifiers)]
     with stop_request() as stop, tempfile.TemporaryDirectory(prefix="ctkd-run-") as folder:
-        if (path / MARKER).is_file() or (path / MODEL).is_file():
+        run = (path / MARKER).is_file() or (path / MODEL).is_file()
+        of_samples = any([dataset is not None, eps is not None, everything, data_dir is not None, bool(of_run)])
+        if run or (of_samples and _is_model(path) and specification is None):
             _refuse(specification is not None, path, "is a run, which needs no specification")
-            asked = _run(path, Path(folder), eps, everything, timeout, data_dir, of_run, voice, stop)
+            _refuse(run and dataset is not None, path, "is a run, which has a data set of its own; leave out --dataset")
+            make = out is None
+            asked = _run(path, Path(folder), eps, dataset, make, everything, timeout, data_dir, of_run, voice, stop)
         else:
-            given = [eps is not None, everything, data_dir is not None, bool(of_run)]
-            _refuse(any(given), path, "is no run: --eps, --all, --samples, --start and --data-dir are for runs")
+            _refuse(of_samples and path.exists(), path, f"is no run: {OF_SAMPLES} are for runs, or an ONNX file alone")
             asked = _files(path, specification, timeout)
         with _answers(out or asked.results) as answers:
             for name in forget:
                 voice.say(f"{name}: {answers.forget(name)} answers forgotten")
             with Driver(tools, answers, jobs, retry, answers.path.resolve().parent, voice, stop) as driver:
                 new = driver.run(part.of(asked.instances))
-            found = found_answers(answers, driver.numbers, driver.ids)
+            found, known = found_answers(answers, driver.numbers, driver.ids), all_answers(answers, driver.numbers)
     if results is not None:
         write_results(results, asked.category, found, driver.numbers, tools)
     summary = {"path": str(path), "results": str(answers.path), "asked": new, **summarise(found, tools)}
     if asked.run is not None:
-        run = asked.run
-        summary |= {"eps": run.eps, "split": run.split}
+        summary |= {"eps": asked.run.eps, "split": asked.run.split}
         if part.count == 1:
-            summary |= accuracy(found, driver.numbers, run.known, run.samples)
+            summary |= accuracy(known, driver.samples, asked.run.known, asked.run.samples)
     return {**summary, "unusable": driver.unusable}
 
 
@@ -143,6 +152,10 @@ def _divided(settings: Mapping[str, Any], verifiers: Sequence[str]) -> tuple[dic
     return own, of_run
 
 
+def _is_model(path: Path) -> bool:
+    return path.is_file() and ".onnx" in path.suffixes
+
+
 def _refuse(wrong: bool, path: Path, reason: str) -> None:
     if wrong:
         raise BadInput(f"{path} {reason}")
@@ -152,6 +165,8 @@ def _run(
     path: Path,
     folder: Path,
     eps: float | str | None,
+    dataset: str | None,
+    make: bool,
     everything: bool,
     timeout: float | None,
     data_dir: Path | None,
@@ -165,6 +180,8 @@ def _run(
         path,
         folder,
         eps=eps,
+        dataset=dataset,
+        make=make,
         everything=everything,
         timeout=timeout,
         data_dir=data_dir,
@@ -172,7 +189,7 @@ def _run(
         reporter=reporter,
         stop=stop,
     )
-    return Asked(found.instances, found.results, path.resolve().name, found)
+    return Asked(found.instances, found.results, path.resolve().name.removesuffix(".onnx"), found)
 
 
 def _files(path: Path, specification: Path | None, timeout: float | None) -> Asked:
@@ -181,8 +198,11 @@ def _files(path: Path, specification: Path | None, timeout: float | None) -> Ask
         found = one_instance(path, specification, timeout)
         return Asked(found, specification.resolve().parent / STORE, path.resolve().parent.name)
     if not path.exists():
-        raise BadInput(f"{path} does not exist; name a run, a folder with {TABLE}, or an ONNX file with --spec")
-    _refuse(path.is_file() and ".onnx" in path.suffixes, path, "needs a specification: give it by --spec FILE.vnnlib")
+        raise BadInput(
+            f"{path} does not exist; name a run, a folder with {TABLE}, or an ONNX file with --spec or --dataset"
+        )
+    hint = "needs a specification: give it by --spec FILE.vnnlib, or ask about samples by --dataset NAME --eps EPS"
+    _refuse(_is_model(path), path, hint)
     folder = path if path.is_dir() else path.parent
     return Asked(read_table(path, timeout), folder / STORE, folder.resolve().name)
 

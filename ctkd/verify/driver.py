@@ -76,6 +76,8 @@ class Driver:
     unusable: dict[str, str] = field(default_factory=dict)
     numbers: dict[int, Instance] = field(default_factory=dict)
     """The instances by their ids in the store."""
+    samples: dict[int, list[int]] = field(default_factory=dict)
+    """By such an id, the samples that it stands for: several where an image comes more than once."""
 
     def __post_init__(self) -> None:
         self._ids = [
@@ -85,7 +87,7 @@ class Driver:
         self._asked = 0
         self._running: dict[Future[Result | None], tuple[Prepared, int]] = {}
         self._models: dict[Path, Model] = {}
-        self._warned: set[tuple[int, str]] = set()
+        self._warned: set[tuple[int, str, str]] = set()
 
     def __enter__(self) -> Driver:
         self._stack = ExitStack()
@@ -161,6 +163,8 @@ class Driver:
             return None
         number = self.answers.instance(model.digest, hashlib.sha256(text).hexdigest(), instance.name, instance.sample)
         self.numbers[number] = instance
+        if instance.sample is not None:
+            self.samples.setdefault(number, []).append(instance.sample.index)
         return Prepared(instance, model, text, number)
 
     def _model(self, path: Path) -> Model:
@@ -240,15 +244,17 @@ class Driver:
         self._check_conflict(prepared)
 
     def _warn(self, prepared: Prepared, k: int, result: Result) -> None:
-        """What ctkd itself found wrong; what is true of a whole model or tool once."""
+        """What is wrong; what is true of a whole model or tool once, and so the first error of a tool's own."""
         name, where = self.tools[k].name, prepared.instance.name
-        once = {"network-mismatch": (k, prepared.model.digest), "format": (k, "")}.get(result.reason)
-        if not result.reason or once in self._warned:
+        mismatch = result.reason == "network-mismatch"
+        once = (k, result.reason, prepared.model.digest if mismatch else "")
+        if result.verdict != "error" or once in self._warned:
             return
-        if once is not None:
+        if result.reason in ("", "format", "network-mismatch"):
             self._warned.add(once)
-            where = prepared.instance.row[0] if result.reason == "network-mismatch" else "among others " + where
-        self.reporter.warn(f"{name}, {where}: {result.message}")
+            where = prepared.instance.row[0] if mismatch else "among others " + where
+        said = "" if result.reason else "it says error: "
+        self.reporter.warn(f"{name}, {where}: {said}{result.message or 'without a reason; its log is stored'}")
 
     def _check_conflict(self, prepared: Prepared) -> None:
         found = conflict(self.answers.answers(prepared.number), prepared.instance.sample)

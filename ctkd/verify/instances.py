@@ -67,7 +67,8 @@ class Instance:
 
 def one_instance(model: Path, specification: Path, timeout: float | None) -> list[Instance]:
     """Raises: BadInput if a file is missing."""
-    problems = [f"{path} does not exist" for path in (model, specification) if not path.is_file()]
+    missing = [path for path in (model, specification) if not path.is_file()]
+    problems = [f"{path} is a folder; name a file" if path.is_dir() else f"{path} does not exist" for path in missing]
     if problems:
         raise BadInput(*problems)
     return [Instance((model.name, specification.name), model, specification, timeout or TIMEOUT)]

@@ -1,10 +1,11 @@
 # SPDX-FileCopyrightText: The ctkd contributors
 # SPDX-License-Identifier: MIT
-"""The samples of a run as instances: its network, the box around each sample, and what ctkd itself found."""
+"""The samples of a run, or of a data set and a model, as instances: a box around each, and what ctkd itself found."""
 
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
@@ -21,7 +22,7 @@ from ctkd.errors import BadInput
 from ctkd.export import RobustnessProperty, write_onnx, write_vnnlib
 from ctkd.export.vnnlib2 import write_vnnlib2
 from ctkd.foreign import MARKER as MODEL
-from ctkd.foreign import open_model
+from ctkd.foreign import open_model, open_on_data
 from ctkd.interrupt import StopRequest
 from ctkd.progress import Reporter
 from ctkd.propagate import Network, margins_of
@@ -54,6 +55,8 @@ def run_instances(
     folder: Path,
     *,
     eps: float | str | None,
+    dataset: str | None,
+    make: bool,
     everything: bool,
     timeout: float | None,
     data_dir: Path | None,
@@ -64,7 +67,10 @@ def run_instances(
     """The samples that ctkd's own attack and stages left open, or all that are classified correctly.
 
     Args:
-        folder: gets the ONNX file.
+        run: a run, a folder that ``ctkd certify MODEL.onnx`` made, or such a model.
+        folder: gets the ONNX file of a run.
+        dataset: of a model; None is ``digits``, as for ``ctkd certify``.
+        make: whether a model gets a folder for its results where there is none yet.
         everything: whether settled samples are asked about, too, so that tools and ctkd are held against each other.
         settings: ``certify.split``, ``certify.samples`` and ``certify.start``, as for ``ctkd certify``.
 
@@ -72,7 +78,10 @@ def run_instances(
         BadInput: no such run or samples, or none of them was ever certified and ``everything`` is False.
     """
     file: Path | None = None
-    if (run / MODEL).is_file():
+    if run.is_file():
+        session, network = open_on_data(run, eps, dataset, data_dir, settings, reporter, stop, make=make and everything)
+        file = run
+    elif (run / MODEL).is_file():
         session, network, file = open_model(run, data_dir, settings, reporter, stop)
     else:
         session, network = open_run(run, data_dir, settings, reporter, stop)
@@ -85,8 +94,9 @@ def run_instances(
     known = {index: found[index] for index in samples if index in found}
     if not known and not everything:
         raise BadInput(
-            f"{run} has no results of ctkd certify for these samples at eps={radius:g}: run `ctkd certify {run}` with "
-            "the same --eps, --start and --samples first, or ask about all of them with --all"
+            f"{run} has no results of ctkd certify for these samples at eps={radius:g}: run "
+            f"`{_certifying(run, file, session.config.data.table(), radius)}` with the same --start and --samples "
+            "first, or ask about all of them with --all"
         )
     wanted = [i for i in samples if known.get(i, ("", ""))[1] != "natural"]
     if not everything:
@@ -110,6 +120,17 @@ def run_instances(
         for i in wanted
     ]
     return RunInstances(instances, session.folder.results, radius, options.split, len(samples), known)
+
+
+def _certifying(run: Path, file: Path | None, data: Mapping[str, Any], eps: float) -> str:
+    """The command that makes the results that are missing. The radius in full: another one has results of its own."""
+    words = ["ctkd", "certify", str(file or run)]
+    if file is not None:
+        words += ["--dataset", str(data.get("path", data["name"]))]
+    words += ["--eps", repr(eps)]
+    if file is not None and run != file:
+        words += ["--out", str(run)]
+    return shlex.join(words)
 
 
 def _classified(network: Network, split: Split, indices: list[int]) -> list[int]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +15,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ctkd.errors import BadInput, RunFailed
+from ctkd.certify.store import has_certificates
+from ctkd.errors import BadInput, Contradiction, RunFailed
 from ctkd.verify.instances import Sample
 from ctkd.verifying import Verdict
 
@@ -188,23 +190,35 @@ class Answers:
 def settled(path: Path, network: str, eps: float, split: str, data: str) -> dict[int, tuple[str, str]]:
     """By sample: what ``ctkd certify`` found, and by which stage; the most that is known under any settings.
 
-    Raises: BadInput if the file cannot be read.
+    Raises:
+        BadInput: the file cannot be read.
+        Contradiction: under one setting a sample is certified, and broken under another.
     """
     if not path.exists():
         return {}
     try:
-        connection = sqlite3.connect(path, timeout=WAIT)
-        rows = connection.execute(
-            "SELECT sample, status, stage, details FROM samples JOIN settings ON settings.id = samples.settings "
-            "WHERE network = ? AND eps = ? AND split = ? ORDER BY status = 'undecided' DESC",
-            (network, eps, split),
-        ).fetchall()
-        connection.close()
+        with closing(sqlite3.connect(path, timeout=WAIT)) as connection:
+            if not has_certificates(connection):  # other verifiers were asked before ctkd's stages
+                return {}
+            rows = connection.execute(
+                "SELECT sample, status, stage, details FROM samples JOIN settings ON settings.id = samples.settings "
+                "WHERE network = ? AND eps = ? AND split = ? ORDER BY status = 'undecided' DESC",
+                (network, eps, split),
+            ).fetchall()
     except sqlite3.Error as error:
         raise BadInput(f"results file {path} cannot be used: {error}") from None
-    return {
-        sample: (status, stage) for sample, status, stage, details in rows if json.loads(details).get("data") == data
-    }
+    found: dict[int, tuple[str, str]] = {}
+    for sample, status, stage, details in rows:
+        if json.loads(details).get("data") != data:
+            continue
+        before, by = found.get(sample, ("undecided", ""))
+        if before not in ("undecided", status):
+            raise Contradiction(
+                f"{path}: at eps={eps:g} sample {sample} is {before} by {by!r}, and {status} by {stage!r} under other "
+                "settings; one of them is wrong, and nothing was asked"
+            )
+        found[sample] = status, stage
+    return found
 
 
 def _packed(values: NDArray[np.float64] | None) -> bytes | None:

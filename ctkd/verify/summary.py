@@ -39,6 +39,11 @@ def found_answers(answers: Answers, instances: Mapping[int, Instance], ids: Mapp
     }
 
 
+def all_answers(answers: Answers, instances: Mapping[int, Instance]) -> Found:
+    """Every answer about these instances, of whatever tool, version and timeout: none contradicts another."""
+    return {number: {str(k): each.result for k, each in enumerate(answers.answers(number))} for number in instances}
+
+
 def summarise(found: Found, tools: Sequence[Tool]) -> dict[str, Any]:
     """Counts and times by tool; how many instances are settled, and by how many tools."""
     verdicts = [[result.verdict for result in each.values()] for each in found.values()]
@@ -72,15 +77,20 @@ def _tool(tool: Tool, results: Sequence[Result]) -> dict[str, Any]:
 
 
 def accuracy(
-    found: Found, instances: Mapping[int, Instance], known: Mapping[int, tuple[str, str]], samples: int
+    found: Found, indices: Mapping[int, Sequence[int]], known: Mapping[int, tuple[str, str]], samples: int
 ) -> dict[str, Any]:
-    """Of a run's samples, counts of ctkd's results and the tools' together, and the interval of the robust accuracy."""
+    """Of a run's samples, counts of ctkd's results and all tools' together, and the interval of the robust accuracy.
+
+    Args:
+        indices: by instance, the samples that it stands for.
+        known: by sample, what ctkd found.
+        samples: how many were asked for.
+    """
     status = {index: kind for index, (kind, _) in known.items() if kind != "undecided"}
     for number, answers in found.items():
-        sample = instances[number].sample
         verdicts = {result.verdict for result in answers.values()}
-        if sample is not None and verdicts & {"verified", "falsified"}:
-            status[sample.index] = "certified" if "verified" in verdicts else "broken"
+        if verdicts & {"verified", "falsified"}:
+            status |= dict.fromkeys(indices[number], "certified" if "verified" in verdicts else "broken")
     counts = Counter(status.values())
     certified, broken = counts["certified"], counts["broken"]
     return {

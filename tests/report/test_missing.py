@@ -194,7 +194,7 @@ def test_a_full_disk_leaves_the_old_page(
     monkeypatch.setattr("os.fsync", full)
     code, _, err = ctkd_command("report", str(quick), "--out", str(out), "--pictures", "0")
     assert code == 1
-    assert err.endswith("No space left on device\n")
+    assert err == f"error: {out} cannot be written, name another file with --out: No space left on device\n"
     assert out.read_bytes() == before
     assert not list(tmp_path.glob(".*.tmp"))
 

@@ -17,7 +17,7 @@ from ctkd.accuracy import smallest_margin
 from ctkd.api import Split
 from ctkd.boxes import Box, perturbation_box
 from ctkd.certify import rounding as module
-from ctkd.certify.rounding import COVERED, Key, RoundingStore, deployed_certificates
+from ctkd.certify.rounding import COVERED, Key, RoundingStore, deployed_certificates, described
 from ctkd.certify.store import Row
 from ctkd.errors import BadInput, RunFailed
 from ctkd.progress import Silent
@@ -69,6 +69,21 @@ def test_a_certificate_falls_where_its_margin_is_no_larger_than_the_rounding(tmp
     assert found["float32_certified"] == 1
     assert (found["float32"]["fallen"], found["float32"]["uncovered"]) == (1, 2)
     assert 0 < found["float32"]["largest_bound_error"] < 1e-10 < found["float32"]["largest_deployed_error"]
+
+
+def test_what_is_not_computed_is_said_and_never_counted_as_holding(tmp_path: Path) -> None:
+    rows = [row(k, 1e9, "crown" if k < 2 else "exotic") for k in range(6)]
+    (said,) = described(count(rows, tmp_path / "r.sqlite"))
+    assert said.startswith("2 certificates hold for the deployed network, too (a margin moves by at most ")
+    assert said.endswith("; 0 fall; for 4 of 6 it is not computed: they need a stage whose rounding is not bounded")
+    # Where nothing is computed nothing is said about how far a margin moves.
+    found = count(rows[2:], tmp_path / "r.sqlite")
+    assert (found["float32_certified"], found["float32"]["largest_deployed_error"]) == (0, None)
+    assert described(found)[0].startswith("0 certificates hold for the deployed network, too; 0 fall; for 4 of 4 it ")
+    assert described({"float32_certified": None, "float32": {"reason": "an odd operator"}})[0].endswith("odd operator")
+    assert described({}) == described({"float32": None}) == described({"float32": {"damaged": 1}}) == []
+    found["float32"]["largest_deployed_error"] = "much"  # a summary's file may have been edited
+    assert described(found) == []
 
 
 def test_what_is_stored_is_not_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

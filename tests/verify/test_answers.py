@@ -116,8 +116,14 @@ def test_rubbish_is_an_error(
 
 
 def test_a_plugin_that_raises_and_a_program_that_crashes(bench: Path, verify: Verify) -> None:
-    code, found, _ = verify(bench, "--verifier", "Raises,Crashes")
+    code, found, err = verify(bench, "--verifier", "Raises,Crashes")
     assert code == 0
+    # Why is said once for each tool, and not for each instance: it may be the same for all.
+    assert [line.partition(" says error: ")[2] for line in err.splitlines() if "says error" in line] == [
+        "the plugin raised ZeroDivisionError: division by zero second line",
+        "it ended with signal 11",
+    ]
+    assert "warning: Raises, among others onnx/net.onnx vnnlib/holds_0.vnnlib: it says error: the plugin raised" in err
     assert counts(found, "Raises") == counts(found, "Crashes") == (0, 0, 0, 0, 4)
     assert set(rows(bench, "message, log")) == {
         ("the plugin raised ZeroDivisionError: division by zero second line", ""),

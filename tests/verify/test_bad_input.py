@@ -28,6 +28,8 @@ Verify = Callable[..., tuple[int, Any, str]]
         (["--verifier", "Honest,"], "a name is missing beside a comma"),
         (["--verifier", "Honest", "--set", "Honest.speed=3"], "Honest.speed is not an option"),
         (["--verifier", "Hangs"], "Hangs.pids must be given"),
+        (["--verifier", "ctkd", "--set", 'ctkd.stages=["nothing"]'], "stage 'nothing' is not known"),
+        (["--verifier", "ctkd", "--set", 'ctkd.stages=[{name="complete",nodes=0}]'], "nodes=0: must be"),
         (["--verifier", "Honest", "--set", "Other.speed=3"], "Other.speed: accepted are options of Honest"),
         (["--verifier", "Honest", "--jobs", "0"], "jobs=0: must be an integer from 1 on"),
         (["--verifier", "Honest", "--timeout", "-1"], "timeout=-1: must be a finite number of seconds above 0"),
@@ -67,6 +69,11 @@ def test_paths_that_are_nothing(bench: Path, verify: Verify, path: str, words: s
     code, _, err = verify(bench.parent / path, "--verifier", "Honest")
     assert code == 2
     assert words in err
+
+
+def test_a_folder_is_no_specification(bench: Path, verify: Verify) -> None:
+    code, _, err = verify(bench / "onnx" / "net.onnx", "--verifier", "Honest", "--spec", bench / "vnnlib")
+    assert (code, err) == (2, f"error: {bench / 'vnnlib'} is a folder; name a file\n")
 
 
 def test_a_table_with_mistakes_reports_all_of_them_at_once(bench: Path, verify: Verify) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from ctkd.run import certify
+from ctkd.run import certify, report
 from ctkd.verify import asking
 
 Verify = Callable[..., tuple[int, Any, str]]
@@ -58,6 +58,24 @@ def test_what_ctkd_left_open_is_asked_about(run: tuple[Path, Any], verify: Verif
     low, high = found["robust_accuracy_interval"]
     assert low == high == (known["samples"] - counts["broken"]) / known["samples"]
     assert certify(path, eps=EPS)["counts"] == counts  # ctkd's own results stay its own
+    # A tool that settles nothing does not make what another one has settled unknown again.
+    quiet = verify(path, "--verifier", "KeepsQuiet", "--eps", EPS, "--samples", known["samples"])[1]
+    assert (quiet["verified"], quiet["falsified"], quiet["counts"]) == (0, 0, found["counts"])
+
+
+@pytest.mark.usefixtures("credulous")
+def test_a_run_that_was_never_certified(run: tuple[Path, Any], verify: Verify, tmp_path: Path) -> None:
+    path, known = run
+    (path / "certification.sqlite").unlink()
+    arguments = (path, "--verifier", "Honest", "--eps", EPS, "--samples", known["samples"], "--all")
+    code, first, _ = verify(*arguments)
+    assert code == 0
+    code, again, _ = verify(*arguments)  # goes on, though the file has no table of certificates
+    assert (code, again["asked"], again["counts"]) == (0, 0, first["counts"])
+    notes = report([path], tmp_path / "r.html", pictures=0)["notes"][str(path)]
+    assert not any("cannot be read" in note for note in notes)
+    assert "Honest" in (tmp_path / "r.html").read_text()
+    assert verify(*arguments[:-1])[0] == 2  # what is open is not known
 
 
 @pytest.mark.usefixtures("credulous")
@@ -88,6 +106,18 @@ def test_a_witness_against_ctkds_own_certificate_stops_it(run: tuple[Path, Any],
     code, found, err = verify(path, "--verifier", "Corners", "--eps", EPS, "--samples", known["samples"], "--all")
     assert (code, found) == (3, None)
     assert "ctkd's stage 'wrong' certifies it, and Corners (fake 1.0, fakes 1.0) has a witness" in err
+
+
+def test_settings_that_contradict_each_other_stop_it(run: tuple[Path, Any], verify: Verify) -> None:
+    path, known = run
+    certify(path, eps=EPS, settings={"certify.attack_steps": 6})
+    with sqlite3.connect(path / "certification.sqlite") as connection:
+        settings = "SELECT max(id) FROM settings"
+        statement = f"UPDATE samples SET status = 'broken', stage = 'other' WHERE settings = ({settings})"  # noqa: S608
+        connection.execute(statement + " AND status = 'certified'")
+    code, found, err = verify(path, "--verifier", "Honest", "--eps", EPS, "--samples", known["samples"])
+    assert (code, found) == (3, None)
+    assert "and broken by 'other' under other settings; one of them is wrong, and nothing was asked" in err
 
 
 @pytest.mark.usefixtures("credulous")
