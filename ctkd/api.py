@@ -20,7 +20,6 @@ from ctkd.runfolder import RunFolder as RunFolder
 from ctkd.train.options import TrainOptions as TrainOptions
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor, nn
 
     from ctkd.propagate import Bounds, CleanPass, Flow, Graph, Network
@@ -246,7 +245,8 @@ class Attack(Protocol):
 
     Optional attributes: ``reference`` names whose prediction at the clean input the attack moves away from:
     ``student``, ``teacher`` or None; ``calls_teacher`` is True where it evaluates the first teacher at inputs of its
-    own. Both may depend on the options. ``state_dict`` and ``load_state_dict`` as for bound methods.
+    own. Both may depend on the options. ``warm_start`` is True where it goes on from where it ended before: core keeps
+    the places. ``state_dict`` and ``load_state_dict`` as for bound methods.
     """
 
     def perturb(
@@ -266,7 +266,8 @@ class Attack(Protocol):
         numbers do not depend on the batch it is in; ``noise[rows]`` is for some of the samples.
         ``reference``: logits (batch, classes) at the clean input of the network that the attribute names. An attack
         with ``calls_teacher`` has one more keyword, ``teacher``: the first teacher's logits as a function of inputs,
-        with gradients. Each is passed only where it is asked for.
+        with gradients. One with ``warm_start`` has ``start``: like ``x``, where each sample's last attack ended in
+        training, relative to the box, and NaN where there was none. Each is passed only where it is asked for.
         """
         ...
 
@@ -299,7 +300,8 @@ class Data:
     """A data set. Models are selected on ``validation``; ``test`` is for reported numbers only.
 
     ``name`` is that by which the data set is registered, or its file's: it appears in file names and messages.
-    ``augment``, if given, changes training batches: (batch, *input_shape) and a generator to the same shape, in [0, 1].
+    ``augment``, if given, changes training batches: (batch, *input_shape) and the samples' ``Noise`` to the same shape,
+    in [0, 1]. It is called with whole batches of all processes, on the device that trains.
     """
 
     name: str
@@ -307,7 +309,7 @@ class Data:
     validation: Split
     test: Split
     classes: int
-    augment: Callable[[Tensor, torch.Generator], Tensor] | None = None
+    augment: Callable[[Tensor, Noise], Tensor] | None = None
 
     @property
     def input_shape(self) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ from ctkd.papers import (
     BABSR,
     BETA_CROWN,
     CC_DIST,
+    CHRABASZCZ,
     CROWN,
     EXPRESSIVE,
     FORWABS,
@@ -23,6 +24,8 @@ from ctkd.papers import (
     HE,
     IAD,
     IBP_R,
+    KRIZHEVSKY,
+    LE,
     LECUN,
     MADRY,
     MAO,
@@ -31,7 +34,9 @@ from ctkd.papers import (
     RSLAD,
     SHI,
     SINGLEPROP,
+    STALLKAMP,
     TRADES,
+    XIAO,
     XU,
     ZHANG,
 )
@@ -227,6 +232,28 @@ def ctkd_datasets() -> list[Registration]:
             "digits", "ctkd.data.digits:Digits", "1797 real 8x8 digits that come with scikit-learn", (ALPAYDIN,)
         ),
         Registration("mnist", "ctkd.data.mnist:MNIST", "70,000 28x28 digits", (LECUN,)),
+        Registration(
+            "fashion-mnist", "ctkd.data.fashion_mnist:FashionMNIST", "70,000 28x28 grey images of clothing", (XIAO,)
+        ),
+        Registration(
+            "cifar10", "ctkd.data.cifar10:CIFAR10", "60,000 32x32 photographs of 10 kinds of things", (KRIZHEVSKY,)
+        ),
+        Registration(
+            "cifar100", "ctkd.data.cifar100:CIFAR100", "60,000 32x32 photographs of 100 kinds of things", (KRIZHEVSKY,)
+        ),
+        Registration("gtsrb", "ctkd.data.gtsrb:GTSRB", "51,839 German traffic signs, resized to 32x32", (STALLKAMP,)),
+        Registration(
+            "tinyimagenet",
+            "ctkd.data.tinyimagenet:TinyImageNet",
+            "110,000 64x64 photographs, 200 classes of ImageNet",
+            (LE,),
+        ),
+        Registration(
+            "imagenet64",
+            "ctkd.data.imagenet64:ImageNet64",
+            "ImageNet's 1.3 million photographs in 64x64 pixels, 1000 classes",
+            (CHRABASZCZ,),
+        ),
         Registration("npz", "ctkd.data.npz:Npz", "arrays of a NumPy archive; also --dataset file.npz"),
         Registration("folder", "ctkd.data.folder:Folder", "a folder of images for each class; also --dataset DIR/"),
     ]
@@ -277,6 +304,7 @@ def ctkd_commands() -> list[Registration]:
         Registration("export", "ctkd.cli.export:command", "Write what verifiers read, or a whole benchmark."),
         Registration("sweep", "ctkd.cli.sweep:command", "Search over configurations, on validation images."),
         Registration("check", "ctkd.cli.check:command", "Say whether a model can be bounded, and what cannot."),
+        Registration("recipes", "ctkd.cli.recipes:command", "List configurations of published rows."),
         Registration("cite", "ctkd.cli.cite:command", "Print BibTeX for the methods of a run or configuration."),
         Registration("plugins", "ctkd.cli.plugins:command", "List plugins and their options."),
     ]

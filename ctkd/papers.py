@@ -24,6 +24,52 @@ LECUN = Paper(
     "Proceedings of the IEEE 86(11)",
     url="https://doi.org/10.1109/5.726791",
 )
+KRIZHEVSKY = Paper(
+    _by("Krizhevsky, Alex"),
+    "Learning Multiple Layers of Features from Tiny Images",
+    2009,
+    "University of Toronto",
+    url="https://www.cs.toronto.edu/~kriz/learning-features-2009-TR.pdf",
+)
+XIAO = Paper(
+    _by("Xiao, Han; Rasul, Kashif; Vollgraf, Roland"),
+    "Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning Algorithms",
+    2017,
+    arxiv="1708.07747",
+)
+STALLKAMP = Paper(
+    _by("Stallkamp, Johannes; Schlipsing, Marc; Salmen, Jan; Igel, Christian"),
+    "Man vs. computer: Benchmarking machine learning algorithms for traffic sign recognition",
+    2012,
+    "Neural Networks 32",
+    url="https://doi.org/10.1016/j.neunet.2012.02.016",
+)
+LE = Paper(
+    _by("Le, Ya; Yang, Xuan"),
+    "Tiny ImageNet Visual Recognition Challenge",
+    2015,
+    "Stanford CS231n",
+    url="http://cs231n.stanford.edu/reports/2015/pdfs/yle_project.pdf",
+)
+CHRABASZCZ = Paper(
+    _by("Chrabaszcz, Patryk; Loshchilov, Ilya; Hutter, Frank"),
+    "A Downsampled Variant of ImageNet as an Alternative to the CIFAR datasets",
+    2017,
+    arxiv="1707.08819",
+)
+EDAC = Paper(
+    _by("Zhang, Minxing; Backes, Michael; Zhang, Xiao"),
+    "Generating Less Certain Adversarial Examples Improves Robust Generalization",
+    2023,
+    arxiv="2310.04539",
+)
+ATTA = Paper(
+    _by("Zheng, Haizhong; Zhang, Ziqi; Gu, Juncheng; Lee, Honglak; Prakash, Atul"),
+    "Efficient Adversarial Training with Transferable Adversarial Examples",
+    2020,
+    "IEEE/CVF Conference on Computer Vision and Pattern Recognition",
+    "1912.11969",
+)
 GOWAL = Paper(
     _by(
         "Gowal, Sven; Dvijotham, Krishnamurthy; Stanforth, Robert; Bunel, Rudy; Qin, Chongli; Uesato, Jonathan; "

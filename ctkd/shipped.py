@@ -9,7 +9,7 @@ import tomllib
 from collections.abc import Mapping
 from typing import Any
 
-from ctkd.options import Radius
+from ctkd.options import NonNegative, Radius
 from ctkd.settings import FILE, SHIPPED, Layers, teacher_roles
 from ctkd.train.options import TrainOptions
 
@@ -22,7 +22,11 @@ def _default_files() -> list[str]:
 
 
 def ship_radius(layers: Layers, dataset: str, chosen: Mapping[str, str]) -> None:
-    """Lay the files for the data set and the radius that is set, whether written ``2/255`` or as a number."""
+    """Lay the files for the data set, with what they say of the plugins chosen, and for the radius that is set.
+
+    A radius is the same whether written ``2/255`` or as a number.
+    """
+    ship(layers, f"{dataset}.toml", chosen)
     eps = _number(layers.get("train", "eps"))
     for name in _default_files():
         stem, _, radius = name.removesuffix(".toml").rpartition("-")
@@ -84,18 +88,41 @@ def scale_schedule(layers: Layers) -> None:
     if found is None or found[0] <= SHIPPED or not isinstance(found[1], int):
         return
     rank, epochs, _ = found
-    usual = layers.top("train", "epochs", below=FILE)
+    usual = layers.top("train", "epochs", below=rank)
     before = usual[1] if usual is not None else TrainOptions.model_fields["epochs"].default
+    if not isinstance(before, int) or before < 1:  # refused where the configuration is built
+        return
+    # A file that sets its own length means its schedule for that; without one it means what it says.
+    below = rank if usual is not None and usual[0] > SHIPPED else FILE
     for key in SCHEDULE:
         known = layers.top("train", key)
-        if known is not None and known[0] > SHIPPED:
+        if known is not None and known[0] >= below:
             continue
         value = known[1] if known is not None else TrainOptions.model_fields[key].default
-        if value is None:
-            continue
         many = isinstance(value, list | tuple)
-        scaled = [round(v * epochs / before, 6) for v in (value if many else [value])]
+        parts = [_moment(part) for part in (value if many else [value])]
+        if None in parts:  # "none", or refused where the configuration is built
+            continue
+        scaled = [round(part * epochs / before, 6) for part in parts if part is not None]
         layers.put(rank, "train", key, scaled if many else scaled[0], "scaled with epochs")
+
+
+def _moment(value: Any) -> float | None:
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(NonNegative).validate_python(value)
+    except ValidationError:
+        return None
+
+
+def drop_milestones(layers: Layers) -> None:
+    """Who asks for another schedule of the learning rate does not mean the shipped milestones."""
+    found, known = layers.top("train", "lr_schedule"), layers.top("train", "milestones")
+    if found is None or found[0] <= SHIPPED or found[1] == "milestones" or known is None:
+        return
+    if known[0] <= SHIPPED or known[2] == "scaled with epochs":
+        layers.put(found[0], "train", "milestones", [], "follows train.lr_schedule")
 
 
 def keep_one_epoch(layers: Layers) -> None:

@@ -69,8 +69,11 @@ def test_the_dumped_configuration_resolves_to_itself(tmp_path: Path) -> None:
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda f: f.name)
 def test_every_shipped_file_is_valid_with_every_plugin_it_names(file: Path) -> None:
     tables = tomllib.loads(file.read_text())
-    dataset, _, radius = file.name.removesuffix(".toml").partition("-")
+    stem = file.name.removesuffix(".toml")
+    dataset, _, radius = (stem, "", "") if stem in registry().names("dataset") else stem.rpartition("-")
     base = {"data.name": dataset, **({"train.eps": radius.replace("_", "/")} if radius else {})}
+    if not radius and "eps" not in tables.get("train", {}):
+        base["train.eps"] = "1/255"  # no radius is usual for these data
     config = resolve(base)
     for role, table in tables.items():
         if role == "recipe":

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ctkd.data.arrays import ArrayOptions, divided, to_images
+from ctkd.data.pictures import opened, resized
 from ctkd.errors import BadInput
 from ctkd.options import AbsolutePath, Count
 
@@ -79,18 +80,9 @@ class Folder:
     def _read(self, path: Path) -> Any:
         import numpy as np
 
-        try:
-            from PIL import Image, UnidentifiedImageError
-        except ImportError:
-            raise BadInput("reading images needs Pillow: pip install 'ctkd[images]'") from None
-        try:
-            with Image.open(path) as image:
-                if image.mode not in GREY | COLOUR:
-                    raise BadInput(f"{path}: images of mode {image.mode} are not read; use 8 bits a channel")
-                self.mode = self.mode or ("L" if image.mode in GREY else "RGB")
-                plain = image.convert(self.mode)
-        except (OSError, SyntaxError, UnidentifiedImageError) as error:
-            raise BadInput(f"{path} is no image that can be read: {error}") from None
-        if self.options.size is not None:
-            plain = plain.resize((self.options.size, self.options.size), Image.Resampling.BILINEAR)
-        return np.asarray(plain)
+        with opened(path) as image:
+            if image.mode not in GREY | COLOUR:
+                raise BadInput(f"{path}: images of mode {image.mode} are not read; use 8 bits a channel")
+            self.mode = self.mode or ("L" if image.mode in GREY else "RGB")
+            plain = image.convert(self.mode)
+        return np.asarray(plain if self.options.size is None else resized(plain, self.options.size))

@@ -5,10 +5,6 @@
 from __future__ import annotations
 
 import functools
-import gzip
-import hashlib
-import os
-import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,8 +12,6 @@ from ctkd.errors import BadInput
 from ctkd.options import Count, Index, Options
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from ctkd.api import Data
 
 # Name, SHA-256 of the uncompressed file, MD5 of the published .gz.
@@ -65,73 +59,17 @@ class MNIST:
         import torch
 
         from ctkd.api import Data, Split
-        from ctkd.data.augment import random_shift
+        from ctkd.data.augment import crop_and_flip
         from ctkd.data.checks import hold_out
+        from ctkd.data.idx import read_files
 
-        arrays = read_files(data_dir)
+        sha256, md5 = ({name: sums[i] for name, sums in FILES.items()} for i in (0, 1))
+        arrays = read_files("mnist", data_dir, "MNIST/raw", MIRROR, md5, sha256)
         parts = []
         for images, labels in (arrays[:2], arrays[2:]):
             pixels = torch.from_numpy(images.copy()).to(torch.float32).div_(255).unsqueeze(1)
             parts.append(Split(pixels, torch.from_numpy(labels.copy()).to(torch.int64)))
         kept, held = hold_out(len(parts[0]), self.options.validation, "mnist-validation")
         train, validation = (Split(parts[0].images[rows], parts[0].labels[rows]) for rows in (kept, held))
-        augment = functools.partial(random_shift, pixels=self.options.shift) if self.options.shift else None
-        return Data("mnist", train, validation, parts[1], classes=10, augment=augment)
-
-
-def read_files(data_dir: Path | None) -> list[np.ndarray]:
-    """The four arrays in the order of FILES. Raises: BadInput naming every missing or damaged file."""
-    named = data_dir or (Path(os.environ["CTKD_DATA"]) if os.environ.get("CTKD_DATA") else None)
-    if named is None:
-        return [_parse(name, _download(name)) for name in FILES]
-    problems: list[str] = []
-    contents: dict[str, bytes] = {}
-    for name in FILES:
-        try:
-            contents[name] = _read(named, name)
-        except BadInput as problem:
-            problems += problem.messages
-    if problems:
-        raise BadInput(*problems)
-    return [_parse(name, contents[name]) for name in FILES]
-
-
-def _read(folder: Path, name: str) -> bytes:
-    places = [folder / "MNIST" / "raw", folder]
-    for place in places:
-        for path in (place / f"{name}.gz", place / name):
-            if path.is_file():
-                try:
-                    data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-                except (OSError, EOFError, zlib.error) as error:
-                    raise BadInput(f"data set 'mnist': {path} is truncated or damaged ({error})") from None
-                if hashlib.sha256(data).hexdigest() != FILES[name][0]:
-                    raise BadInput(f"data set 'mnist': {path} has the wrong checksum; it is not the published file")
-                return data
-    looked = " and ".join(str(place) for place in places)
-    raise BadInput(f"data set 'mnist': {name}.gz is missing; looked in {looked}")
-
-
-def _download(name: str) -> bytes:
-    import pooch
-
-    from ctkd.storage import cache_folder
-
-    cache = cache_folder() / "data" / "MNIST" / "raw"
-    pooch.get_logger().setLevel("WARNING")
-    try:
-        path = pooch.retrieve(MIRROR + f"{name}.gz", f"md5:{FILES[name][1]}", f"{name}.gz", cache)
-    except Exception as error:  # pooch passes on whatever the network layer raises
-        raise BadInput(
-            f"data set 'mnist': {name}.gz is not in {cache} and cannot be downloaded ({type(error).__name__}); "
-            "name a folder that holds MNIST/raw/*.gz with --data-dir or CTKD_DATA"
-        ) from None
-    return _read(Path(path).parent, name)
-
-
-def _parse(name: str, data: bytes) -> np.ndarray:
-    import numpy as np
-
-    rank = data[3]
-    shape = [int.from_bytes(data[4 + 4 * i : 8 + 4 * i], "big") for i in range(rank)]
-    return np.frombuffer(data, np.uint8, offset=4 + 4 * rank).reshape(shape)
+        moved = functools.partial(crop_and_flip, crop=self.options.shift, padding="zeros")
+        return Data("mnist", train, validation, parts[1], classes=10, augment=moved if self.options.shift else None)

@@ -4,9 +4,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import zipfile
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ctkd.data.arrays import ArrayOptions, divided, to_images, to_labels
 from ctkd.errors import BadInput
@@ -73,21 +76,28 @@ class Npz:
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
+    with open_archive(path, f"data set {path}") as archive:
+        missing = [name for name in ARRAYS if name not in archive]
+        if missing:
+            raise BadInput(
+                f"data set {path}: no array {', '.join(missing)}; needed: {', '.join(ARRAYS)}, "
+                f"found: {', '.join(archive.files) or 'none'}"
+            )
+        return {name: archive[name] for name in ARRAYS}
+
+
+@contextlib.contextmanager
+def open_archive(path: Path, where: str) -> Iterator[Any]:
+    """A NumPy archive, nothing in it unpickled; ``where``: how messages begin. Raises: BadInput, also on reading it."""
     import numpy as np
 
     try:
         archive = np.load(path, allow_pickle=False)
         if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise BadInput(f"data set {path} is one array, not an archive of several; write it with numpy.savez")
+            raise BadInput(f"{where} is one array, not an archive of several; write it with numpy.savez")
         with archive:
-            missing = [name for name in ARRAYS if name not in archive]
-            if missing:
-                raise BadInput(
-                    f"data set {path}: no array {', '.join(missing)}; needed: {', '.join(ARRAYS)}, "
-                    f"found: {', '.join(archive.files) or 'none'}"
-                )
-            return {name: archive[name] for name in ARRAYS}
+            yield archive
     except OSError as error:
-        raise BadInput(f"data set {path} cannot be read: {error.strerror or error}") from None
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise BadInput(f"data set {path} is no NumPy archive: {error}") from None
+        raise BadInput(f"{where} cannot be read: {error.strerror or error}") from None
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise BadInput(f"{where} is no NumPy archive: {error}") from None

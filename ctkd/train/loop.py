@@ -206,7 +206,7 @@ class Trainer:
             last = i == self.steps_per_epoch - 1
             x = self.images[rows]
             if self.data.augment is not None:
-                x = self.data.augment(x, generator(self.options.seed, f"{self.role}-augmentation", epoch, i))
+                x = self.data.augment(x, Noise(self.options.seed, f"{self.role}-augmentation", epoch, samples=rows))
             mine = share(len(rows))
             x, rows = x[mine], rows[mine]
             noise = Noise(self.options.seed, f"{self.role}-attack", epoch, samples=rows)

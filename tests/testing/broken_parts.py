@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ctkd.api import Box, Data, Split, TeacherContext
+from ctkd.api import Box, Data, Noise, Split, TeacherContext
 from ctkd.propagate import Network, interval_margins, propagate
 from ctkd.train.finish import finalise
 from ctkd.train.options import TrainOptions
@@ -108,8 +108,8 @@ class Stripes(Plain):
     """Bright rows; augmentation flips."""
 
     def load(self, data_dir: Path | None) -> Data:
-        def flip(x: Tensor, generator: torch.Generator) -> Tensor:
-            chosen = torch.rand(len(x), generator=generator) < 0.5
+        def flip(x: Tensor, noise: Noise) -> Tensor:
+            chosen = noise.uniform(x.new_empty(len(x))) < 0.5
             return torch.where(chosen[:, None, None, None], x.flip(3), x)
 
         return Data("stripes", stripes(60, 0), stripes(12, 1), stripes(12, 2), classes=3, augment=flip)
@@ -141,12 +141,12 @@ class NoSuchClass(Stripes):
 
 class Brightens(Stripes):
     def load(self, data_dir: Path | None) -> Data:
-        return replace(super().load(data_dir), augment=lambda x, generator: x + 0.2)
+        return replace(super().load(data_dir), augment=lambda x, noise: x + 0.2)
 
 
 class Overwrites(Stripes):
     def load(self, data_dir: Path | None) -> Data:
-        return replace(super().load(data_dir), augment=lambda x, generator: x.mul_(0.9))
+        return replace(super().load(data_dir), augment=lambda x, noise: x.mul_(0.9))
 
 
 class NeedsFile(Stripes):

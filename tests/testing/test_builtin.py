@@ -25,6 +25,8 @@ from ctkd.testing import run_checks
 from ctkd.testing.kit import TESTED
 from ctkd.testing.runs import teacher
 
+from ..data.trees import TREES
+
 QUICK = {"epochs": 4, "lr": 0.01}
 ATTACKED = {**QUICK, "steps": 2, "ramp": 1.0}
 Given = dict[str, Any]
@@ -102,6 +104,8 @@ FURTHER: list[tuple[str, str, Given]] = [
     ("dataset", "mnist", {"validation": 40, "shift": 2}),
 ]
 """Other branches of the code than those of the defaults."""
+FROM_FILES = {("dataset", name) for name in ("mnist", *TREES)}
+"""Data sets that need a folder: MNIST is tested below, the others with their trees in tests/data/test_standard.py."""
 OWN = [
     (kind, name)
     for (kind, name), entry in sorted(registry().entries.items())
@@ -143,7 +147,7 @@ def data_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("kind", "name"), [pair for pair in OWN if pair != ("dataset", "mnist")])
+@pytest.mark.parametrize(("kind", "name"), [pair for pair in OWN if pair not in FROM_FILES])
 def test_every_builtin_conforms(tmp_path: Path, kind: str, name: str) -> None:
     given = GIVEN.get((kind, name), {})
     conforms(kind, name, given(tmp_path) if callable(given) else given)

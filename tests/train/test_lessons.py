@@ -86,7 +86,7 @@ def test_nothing_is_kept_where_images_change_or_nobody_asks(tmp_path: Path, monk
     def augmented(self: Any, data_dir: Any) -> Any:
         import dataclasses
 
-        return dataclasses.replace(load(self, data_dir), augment=lambda x, generator: x)
+        return dataclasses.replace(load(self, data_dir), augment=lambda x, noise: x)
 
     monkeypatch.setattr(Digits, "load", augmented)
     train(settings=SETTINGS, out=tmp_path / "augmented", certify=False)

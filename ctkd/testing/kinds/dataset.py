@@ -7,12 +7,13 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ctkd.api import Data
 from ctkd.data.checks import check_data
 from ctkd.errors import BadInput
-from ctkd.randomness import generator
+from ctkd.randomness import Noise
 from ctkd.testing.common import COMMON, leaves_global_state_alone
 from ctkd.testing.runs import sandbox
 from ctkd.testing.state import seed_everything
@@ -61,7 +62,12 @@ def exercise(subject: Subject) -> list[Tensor]:
 def _augmented(data: Data) -> list[Tensor]:
     if data.augment is None:
         return []
-    return [data.augment(data.train.images[:AUGMENTED].clone(), generator(0, "conformance-augmentation"))]
+    x = data.train.images[:AUGMENTED].clone()
+    return [data.augment(x, _noise(len(x)))]
+
+
+def _noise(count: int) -> Noise:
+    return Noise(0, "conformance-augmentation", samples=torch.arange(count))
 
 
 def loads_checked_data(subject: Subject) -> None:
@@ -140,15 +146,15 @@ def names_the_folder_where_files_are_missing(subject: Subject) -> None:
 
 
 def augments_within_the_contract(subject: Subject) -> None:
-    """``augment`` keeps shape, dtype and range, writes to no input, and draws from its generator alone."""
+    """``augment`` keeps shape, dtype and range, writes to no input, and draws from its noise alone."""
     data = _data(subject)
     if data.augment is None:
         raise NotApplicable("augment is None")
-    contract = "Data.augment(batch, generator) returns (batch, *input_shape), float32 in [0, 1]"
+    contract = "Data.augment(batch, noise) returns (batch, *input_shape), float32 in [0, 1]"
     for size in (AUGMENTED, 1):
         x = data.train.images[:size].clone()
         before = x.clone()
-        found = data.augment(x, generator(0, "conformance-augmentation"))
+        found = data.augment(x, _noise(len(x)))
         if not isinstance(found, Tensor) or found.shape != x.shape or found.dtype != x.dtype:
             what = f"{tuple(found.shape)}, {found.dtype}" if isinstance(found, Tensor) else type(found).__name__
             subject.reject(f"augment returned {what} for {tuple(x.shape)}, {x.dtype}", contract, "keep the shape")
@@ -164,7 +170,7 @@ def augments_within_the_contract(subject: Subject) -> None:
                 "a batch may be a view of the data: what is written there stays",
                 "work on a copy, or with operations that return new tensors",
             )
-    check_repeats(subject, lambda: _augmented(data), "what augment returns", "generator")
+    check_repeats(subject, lambda: _augmented(data), "what augment returns", "noise", "noise.uniform(x)")
 
 
 CHECKS = (
