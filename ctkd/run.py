@@ -33,7 +33,7 @@ from ctkd.session import Session, load_data, selected, versions
 from ctkd.storage import read_json, write_json, write_text
 from ctkd.sweep import command as sweeping
 from ctkd.sweep.study import Definition
-from ctkd.trained import certify, certify_each, lock, radii, set_threads, voice_of
+from ctkd.trained import certify, certify_each, load_student, lock, radii, set_threads, voice_of
 from ctkd.verify.command import verify
 
 __all__ = [
@@ -43,6 +43,7 @@ __all__ = [
     "check_proofs",
     "export",
     "export_benchmark",
+    "load_student",
     "radii",
     "report",
     "resume",

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ctkd.api import Data
 from ctkd.attribution import attributed
 from ctkd.certify.attack import attack_facts
 from ctkd.certify.radii import Search
@@ -132,6 +133,22 @@ def radii(
         with lock(session.folder), _trials(session.folder, network, options.split, details) as trials:
             found = search.run(split, samples, trials, session.reporter, stop, HINT)
     return {**found.summary(), "attack": attack_facts(options), "split": options.split}
+
+
+def load_student(run: Path, *, data_dir: Path | None = None) -> tuple[Network, Data]:
+    """A run's trained student and its data set, for whatever else is to be computed of them.
+
+    Args:
+        run: a run folder.
+        data_dir: where the data set's files lie, if not where the run found them.
+
+    Returns:
+        The folded float32 network, on the CPU, and the checked data set.
+
+    Raises: BadInput if the folder is no run, has no student yet, or its data set is not there.
+    """
+    session, network = open_run(run, data_dir, {}, Silent(), StopRequest())
+    return network, session.data
 
 
 def _trials(
