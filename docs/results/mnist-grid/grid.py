@@ -93,10 +93,10 @@ def trials(bound: str, objective: str) -> list[dict[str, Any]]:
 class Book:
     """The finished rows."""
 
-    def __init__(self, commit: bool) -> None:
+    def __init__(self, commit: bool, file: Path = ROWS) -> None:
         self.lock = threading.Lock()
-        self.commit = commit
-        self.rows = [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
+        self.commit, self.file = commit, file
+        self.rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
     def find(self, **wanted: Any) -> dict[str, Any] | None:
         with self.lock:
@@ -105,12 +105,12 @@ class Book:
     def add(self, row: dict[str, Any]) -> None:
         with self.lock:
             self.rows.append(row)
-            with ROWS.open("a") as file:
+            with self.file.open("a") as file:
                 file.write(json.dumps(row) + "\n")
             if self.commit:
                 text = f"Grid: {row['bound']}, {row['objective']}, {row['teacher']}, {row['kind']}"
-                subprocess.run(["git", "add", ROWS.name], cwd=HERE, check=True)
-                subprocess.run(["git", "commit", "-qm", text, "--", ROWS.name], cwd=HERE, check=True)
+                subprocess.run(["git", "add", self.file.name], cwd=HERE, check=True)
+                subprocess.run(["git", "commit", "-qm", text, "--", self.file.name], cwd=HERE, check=True)
 
 
 class Code:
