@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from ctkd.config import RunConfig
 from ctkd.hookspecs import Paper, Registration
-from ctkd.papers import SHI
+from ctkd.papers import ATTA, EDAC, SHI
 from ctkd.plugins import registry
 
 SPECIAL = re.compile(r"([&%$#_])")
@@ -31,6 +31,11 @@ def papers(config: RunConfig) -> list[Paper]:
     found = [paper for entry in entries(config) for paper in entry.papers]
     if config.train.init == "shi" or config.train.shi_weight > 0:
         found.append(SHI)
+    trained = [choice.options for choice in config.teachers]
+    if any(getattr(options, "edac", 0) > 0 for options in (config.train, *trained)):
+        found.append(EDAC)
+    if any(getattr(options, "warm_start", False) for options in (config.attack.options, *trained)):
+        found.append(ATTA)
     return list(dict.fromkeys(found))
 
 

@@ -18,8 +18,9 @@ from ctkd.hookspecs import Registration
 from ctkd.options import Options, validate
 from ctkd.pairs import check_pair
 from ctkd.plugins import create, options_class, options_from, registry
+from ctkd.recipes import check_header, source_of
 from ctkd.settings import FILE, FLAG, Layers, nth, teacher_numbers, teacher_roles
-from ctkd.shipped import keep_one_epoch, scale_schedule, ship, ship_radius
+from ctkd.shipped import drop_milestones, keep_one_epoch, scale_schedule, ship, ship_radius
 from ctkd.train.options import TrainOptions
 
 ROLES = {
@@ -154,7 +155,7 @@ def resolve(flags: Mapping[str, Any] | None = None, file: Path | None = None, *,
     if file is not None:
         for role, key, value in _read(file, problems):
             if not (trained and role.split(".")[0] in TRAINING):
-                layers.put(FILE, role, key, value, str(file))
+                layers.put(FILE, role, key, value, source_of(file))
         for role, name in TRAINING.items() if trained else ():
             layers.put(FILE, role, "name", name, "left out")
     for path, value in (flags or {}).items():
@@ -164,6 +165,7 @@ def resolve(flags: Mapping[str, Any] | None = None, file: Path | None = None, *,
     entries = _choose(layers, problems)
     scale_schedule(layers)
     keep_one_epoch(layers)
+    drop_milestones(layers)
     config = _build(layers, entries, problems)
     if problems or config is None:
         raise BadInput(*dict.fromkeys(problems))
@@ -204,7 +206,9 @@ def _read(file: Path, problems: list[str]) -> Iterable[tuple[str, str, Any]]:
         raise BadInput(f"config file {file} is not TOML: {error}") from None
     found = []
     for role, table in tables.items():
-        if role == "teacher" and isinstance(table, list) and all(isinstance(part, dict) for part in table):
+        if role == "recipe" and isinstance(table, dict):
+            check_header(table, problems)
+        elif role == "teacher" and isinstance(table, list) and all(isinstance(part, dict) for part in table):
             for i, part in enumerate(table, start=1):
                 found += [(nth(role, i), key, value) for key, value in part.items()]
         elif "." in role:  # a quoted name

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ctkd.api import Enclosure, cross_entropy
+from ctkd.distributed import partial
 from ctkd.errors import RunFailed
 from ctkd.propagate import margins_of
 
@@ -22,7 +23,8 @@ def check_loss(loss: object, batch: int, who: str, *, per_sample: bool = False) 
         raise RunFailed(f"{who} returned {type(loss).__name__}; it must return a tensor of shape {accepted}")
     if loss.shape != (batch,) and (per_sample or loss.shape != ()):
         raise RunFailed(f"{who} returned a tensor of shape {tuple(loss.shape)}; the shape must be {accepted}")
-    if torch.is_grad_enabled() and not loss.requires_grad:
+    # Of a part of a batch it may all go through sums over the whole.
+    if torch.is_grad_enabled() and not partial() and not loss.requires_grad:
         raise RunFailed(
             f"{who} returned a loss that is detached from the student, so nothing would be trained; look for "
             "detach(), item(), no_grad() or a new tensor built from values"

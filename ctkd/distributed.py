@@ -40,6 +40,8 @@ class _State:
     """Talks between hosts' memories, whatever device tensors are on."""
     joined = 0
     """How often this process has joined a group: each has keys of its own in the store."""
+    parts: Callable[[Tensor], Tensor] | None = None
+    """How sums go over the parts of a batch while one of them is computed."""
 
 
 def launched() -> tuple[int, int]:
@@ -221,6 +223,8 @@ def share(count: int) -> slice:
 
 def all_sum(value: Tensor) -> Tensor:
     """The sum of every process's tensor, all of one shape; its gradient is the sum of every process's gradient."""
+    if _State.parts is not None:
+        return _State.parts(value)
     if world() == 1:
         return value
     from ctkd.reduction import AllSum
@@ -238,7 +242,7 @@ def batch_mean(values: Tensor, dim: int | list[int] | None = None) -> Tensor:
 
     In one process it is the plain mean. It is a collective operation: all processes must call it, in the same order.
     """
-    if world() == 1:
+    if world() == 1 and _State.parts is None:
         return values.mean() if dim is None else values.mean(dim)
     import torch
 
@@ -247,6 +251,21 @@ def batch_mean(values: Tensor, dim: int | list[int] | None = None) -> Tensor:
     count = local.new_full((1,), values.numel() / max(1, local.numel()))
     total = all_sum(torch.cat([local.flatten(), count]))
     return (total[:-1] / total[-1]).reshape(local.shape).to(values.dtype)
+
+
+@contextmanager
+def in_parts(total: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Inside, this process has one part of a batch, and ``total`` makes of its sum that over all parts."""
+    _State.parts = total
+    try:
+        yield
+    finally:
+        _State.parts = None
+
+
+def partial() -> bool:
+    """Whether this is inside ``in_parts``."""
+    return _State.parts is not None
 
 
 def sum_gradients(parameters: Sequence[Tensor]) -> None:

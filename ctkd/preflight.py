@@ -15,12 +15,16 @@ from ctkd.certify.settling import PRECISION
 from ctkd.config import RunConfig
 from ctkd.errors import BadInput, RunFailed
 from ctkd.export import to_onnx
+from ctkd.options import Options
 from ctkd.plugins import create_from
 from ctkd.progress import Reporter
 from ctkd.propagate import Network, trace
 from ctkd.propagate.ops import Function
 from ctkd.session import sample_range
+from ctkd.settings import nth
 from ctkd.train.finish import finalise
+from ctkd.train.parts import check_whole
+from ctkd.train.places import check_still
 
 
 def check_device(device: str) -> None:
@@ -46,6 +50,10 @@ def check_student(config: RunConfig, data: Data, reporter: Reporter) -> None:
     size = len(getattr(data, config.certify.split))
     if config.export.samples > size:
         raise BadInput(f"export.samples={config.export.samples}: the {config.certify.split} split has {size} samples")
+    check_whole(config.train)
+    for role, options in (("attack", config.attack.options), *_teacher_options(config)):
+        if getattr(options, "warm_start", False):
+            check_still(data, f"{role}.warm_start=true")
     module = config.model.create().build(data.input_shape, data.classes)
     if not isinstance(module, torch.nn.Module):
         raise RunFailed(
@@ -72,6 +80,10 @@ def check_student(config: RunConfig, data: Data, reporter: Reporter) -> None:
     except BadInput as problem:
         for message in problem.messages:
             reporter.warn(f"this student can be trained and certified, but not exported: {message}")
+
+
+def _teacher_options(config: RunConfig) -> list[tuple[str, Options]]:
+    return [(nth("teacher", i), choice.options) for i, choice in enumerate(config.teachers, start=1)]
 
 
 def _check_stages(config: RunConfig, network: Network, data: Data) -> None:

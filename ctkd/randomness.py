@@ -75,6 +75,19 @@ class Noise:
         child._draws = 0
         return child
 
+    def part(self, rows: slice) -> Noise:
+        """Some samples' numbers from here on as they are in this batch, which ``noise[rows]`` are not.
+
+        No draw: neither source moves the other. For batches that are computed in parts, or several times.
+        """
+        same = object.__new__(Noise)
+        same._keys, same._draws = self._keys[rows], self._draws
+        return same
+
+    def follow(self, part: Noise) -> None:
+        """Go on behind what was drawn from a part."""
+        self._draws = part._draws
+
     def uniform(self, like: Tensor) -> Tensor:
         """Uniform on [0, 1), in the shape, type and device of ``like``, (batch, ...): all multiples of eps/2 alike.
 

@@ -15,7 +15,9 @@ from typing import Any
 
 import click
 
+from ctkd import recipes
 from ctkd.cli.plugins import describe
+from ctkd.cli.recipes import described, percent
 from ctkd.config import ROLES, SECTIONS
 from ctkd.hookspecs import Paper, Registration
 from ctkd.options import Options, type_text
@@ -143,6 +145,29 @@ def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
+def recipes_page() -> str:
+    found = [recipes.load(name) for name in recipes.names()]
+    parts = []
+    for data, eps in dict.fromkeys((recipe.data, recipe.eps) for recipe in found):
+        rows = ["| recipe | method | settings of | natural | certified | run by ctkd |", "|---|---|---|---|---|---|"]
+        rows += [_recipe_row(recipe) for recipe in found if (recipe.data, recipe.eps) == (data, eps)]
+        parts += [f"## {data}, {eps}", "\n".join(rows)]
+    parts += ["## Where each comes from", *(_recipe(recipe) for recipe in found)]
+    return "\n\n".join(parts)
+
+
+def _recipe_row(recipe: recipes.Recipe) -> str:
+    header, first = recipe.header, next(iter(recipe.header.published), None)
+    figures = (percent(getattr(first, key, None)) for key in ("natural", "certified"))
+    link = f"[`{recipe.name}`](#recipe-{recipe.name.replace('.', '-')})"
+    return f"| {link} | {header.method} | {header.code} | {' | '.join(figures)} | {'yes' if header.rerun else 'no'} |"
+
+
+def _recipe(recipe: recipes.Recipe) -> str:
+    title = f"### {recipe.name} {{ #recipe-{recipe.name.replace('.', '-')} }}"
+    return "\n".join([title, "", *(f"- {line}" for line in described(recipe))])
+
+
 def example_page(name: str) -> str:
     return f"```python\n{(EXAMPLES / f'{name}.py').read_text()}```"
 
@@ -152,4 +177,5 @@ GENERATORS: dict[str, Callable[..., str]] = {
     "section": section_page,
     "commands": commands_page,
     "example": example_page,
+    "recipes": recipes_page,
 }

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 import time
@@ -57,14 +58,27 @@ CONFIG_OPTIONS = [
     click.option("--precision", help="Arithmetic of the training: fp32, mixed (attack in bfloat16), bf16."),
     click.option("--set", "settings", multiple=True, metavar="SECTION.KEY=VALUE", help="Set any option; repeatable."),
     click.option("--config", type=click.Path(path_type=Path), help="TOML file, one table per role; flags override it."),
+    click.option("--recipe", help="A published row's configuration (see `ctkd recipes`); flags override it."),
 ]
 
 
 def config_options(function: F) -> F:
-    """The options that describe a configuration."""
+    """The options that describe a configuration; the function gets the file of ``--recipe`` as ``config``."""
+
+    @functools.wraps(function)
+    def command(*arguments: Any, config: Path | None, recipe: str | None, **named: Any) -> Any:
+        if recipe is not None:
+            from ctkd.recipes import place
+
+            if config is not None:
+                raise BadInput("--recipe and --config are both a whole configuration; give one of them")
+            config = place(recipe)
+        return function(*arguments, config=config, **named)
+
+    decorated: Any = command
     for option in reversed(CONFIG_OPTIONS):
-        function = option(function)
-    return function
+        decorated = option(decorated)
+    return decorated  # type: ignore[no-any-return]
 
 
 def settings_of(flags: Mapping[str, Any]) -> dict[str, Any]:
@@ -226,6 +240,8 @@ def results_table(summary: Mapping[str, Any]) -> None:
 
 def notes(summary: Mapping[str, Any]) -> list[str]:
     """What the figures need beside them: stages, undecided samples, sampling error."""
+    from ctkd.certify.rounding import described
+
     lines = []
     attack = summary.get("attack")
     if attack and summary["adversarial_accuracy"] is not None:
@@ -241,24 +257,10 @@ def notes(summary: Mapping[str, Any]) -> list[str]:
             lines.append(
                 f"robust accuracy lies between {percent(low)} and {percent(high)}: undecided samples may be either"
             )
-    lines += float32_notes(summary)
+    lines += [f"float32: {said}" for said in described(summary)]
     error = summary.get("certified_standard_error")
     if error is not None:
         lines.append(f"a part of the split: certified accuracy +- {percent(error)} (one binomial standard error)")
     if summary.get("validation_seen_in_training"):
         lines.append("trained on training and validation data; validation figures are optimistic")
     return lines
-
-
-def float32_notes(summary: Mapping[str, Any]) -> list[str]:
-    """Which certificates also hold for the network as it computes in float32; see docs/soundness.md."""
-    facts = summary.get("float32")
-    if not facts:
-        return []
-    if "reason" in facts:
-        return [f"float32: how many certificates hold for the deployed network is not known: {facts['reason']}"]
-    left = [f"{facts['fallen']} fall"] + [f"{facts['uncovered']} not covered"] * bool(facts["uncovered"])
-    error = facts["largest_deployed_error"]
-    most = "no bound" if error is None else f"a margin moves by at most {error:.2g}"
-    held = f"{summary['float32_certified']} certificates hold for the deployed network, too"
-    return [f"float32: {held} ({most}); {', '.join(left)}"]

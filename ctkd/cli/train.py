@@ -23,6 +23,7 @@ Examples:
   ctkd train --bound mtl-ibp --distill b-mtard --teacher pgd --teacher natural --set teacher.2.epochs=5
   ctkd train --model my_package.nets:factory --dataset my_images.npz --eps 4/255
   ctkd train --config my.toml --print-config
+  ctkd train --recipe mnist-0.1-cc-ibp --data-dir data --seed 1
   ctkd train --resume runs/NAME
 """
 

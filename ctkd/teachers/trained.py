@@ -15,7 +15,16 @@ from pydantic import AfterValidator, model_validator
 from ctkd.errors import nearest
 from ctkd.options import Count, Index, NonNegative, Options, Positive, Unit
 from ctkd.plugins import registry
-from ctkd.train.options import Factor, TrainOptions
+from ctkd.train.options import (
+    Factor,
+    LRRise,
+    LRSchedule,
+    Momentum,
+    OptimizerName,
+    TrainOptions,
+    check_optimizer,
+    check_rates,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,18 +44,34 @@ ModelName = Annotated[str, AfterValidator(_known_model)]
 
 
 class TrainedOptions(Options):
-    """Adam, a learning rate that drops at milestones, no natural warm-up."""
+    """By default Adam and a learning rate that drops at milestones; no natural warm-up."""
 
     model: ModelName | None = None
     """Another architecture than the student's, with its default options; None is the student's with the student's."""
     epochs: Count = 15
     """Length of the teacher's training."""
+    optimizer: OptimizerName = "adam"
+    """``adam``, ``adamw`` or ``sgd``, as ``train.optimizer``."""
+    momentum: Momentum = 0.9
+    """Of ``sgd``."""
+    nesterov: bool = False
+    """Nesterov's momentum, of ``sgd``."""
+    weight_decay: NonNegative = 0.0
+    """L2 penalty on all parameters; with ``adamw`` decoupled from the gradient."""
     lr: Positive = 1e-3
-    """Adam's learning rate at the start."""
+    """Learning rate at the start; the highest one with ``cyclic`` and ``one-cycle``."""
+    lr_schedule: LRSchedule = "milestones"
+    """``milestones``, ``cyclic`` or ``one-cycle``, as ``train.lr_schedule``."""
     milestones: tuple[Unit, ...] = (0.5, 0.75)
-    """Fractions of the epochs after which the learning rate drops."""
+    """Fractions of the epochs after which the learning rate drops, with ``lr_schedule = milestones``."""
     lr_decay: Unit = 0.2
     """Factor at each milestone."""
+    lr_low: Unit = 0.0
+    """Where ``cyclic`` and ``one-cycle`` begin, as a part of ``lr``."""
+    lr_rise: LRRise = 0.5
+    """The part of a cycle in which the rate rises."""
+    lr_cycles: Count = 1
+    """Cycles of ``cyclic`` in the whole training."""
     batch_size: Count = 256
     """Images per step."""
     l1: NonNegative = 0.0
@@ -59,6 +84,12 @@ class TrainedOptions(Options):
     """Which epoch's weights become the teacher; each source says what it compares."""
     patience: Count | None = None
     """Stop after this many epochs without a better one; needs ``keep``."""
+
+    @model_validator(mode="after")
+    def _optimisation_fits(self) -> Self:
+        check_optimizer(self.optimizer, self.momentum, self.nesterov)
+        check_rates(self.lr_schedule, (), self.lr_cycles)
+        return self
 
     @model_validator(mode="after")
     def _patience_knows_better(self) -> Self:
@@ -87,6 +118,10 @@ class AttackedOptions(TrainedOptions):
     """The step size is multiplied by this at each part of ``decay_at``."""
     decay_at: tuple[Unit, ...] = ()
     """Parts of the steps after which the step size decays, such as 0.7."""
+    warm_start: bool = False
+    """Attacks begin where the image's last one ended, as ``attack.warm_start``; images must not be augmented."""
+    edac: NonNegative = 0.0
+    """Weight of the adversarial certainty that an extra step lowers, as ``train.edac``; 0 is off."""
     objective: Literal["cross-entropy", "margin", "kl-student"] = "cross-entropy"
     """What the attack maximises, as in ``pgd`` attacks; there is no teacher yet to move away from."""
     keep: Literal["last", "best-adversarial"] = "last"
@@ -110,9 +145,17 @@ def schedule(options: TrainedOptions, context: TeacherContext, **more: Any) -> T
         patience=options.patience,
         warmup=0.0,
         batch_size=options.batch_size,
+        optimizer=options.optimizer,
+        momentum=options.momentum,
+        nesterov=options.nesterov,
+        weight_decay=options.weight_decay,
         lr=options.lr,
-        milestones=tuple(part * options.epochs for part in options.milestones),
+        lr_schedule=options.lr_schedule,
+        milestones=tuple(part * options.epochs for part in options.milestones if options.lr_schedule == "milestones"),
         lr_decay=options.lr_decay,
+        lr_low=options.lr_low,
+        lr_rise=options.lr_rise,
+        lr_cycles=options.lr_cycles,
         l1=options.l1,
         shi_weight=0.0,
         init="default",
@@ -130,6 +173,7 @@ def fit_attacked(options: AttackedOptions, context: TeacherContext, bound: Mappi
         context,
         eps=min(1.0, context.eps * options.eps_factor),
         attack_eps_factor=options.attack_eps_factor,
+        edac=options.edac,
         ramp=min(options.ramp, options.epochs),
         keep=options.keep,
     )
@@ -141,5 +185,6 @@ def fit_attacked(options: AttackedOptions, context: TeacherContext, bound: Mappi
         "restarts": options.restarts,
         "decay": options.decay,
         "decay_at": list(options.decay_at),
+        "warm_start": options.warm_start,
     }
     return context.fit(train, attack, bound, options.model)

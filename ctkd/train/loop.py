@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from ctkd.accuracy import adversarial_accuracy, interval_report
 from ctkd.api import Attack, BoundMethod, Data, Objective, PropagationBackend, Split
 from ctkd.attribution import is_own, label
-from ctkd.contract import check_claims
-from ctkd.distributed import all_sum, batch_mean, greatest, leader_first, leads, share, sum_gradients, world
+from ctkd.distributed import batch_mean, greatest, leader_first, leads, share, world
 from ctkd.errors import BadInput, Interrupted, RunFailed
 from ctkd.hookspecs import Registration
 from ctkd.interrupt import StopRequest
@@ -27,12 +26,18 @@ from ctkd.propagate.ops.compiled import compile_now
 from ctkd.randomness import Noise, generator
 from ctkd.teaching import Teacher
 from ctkd.train import checkpoint
+from ctkd.train.batch import Batch
 from ctkd.train.finish import feature_widths, finalise, population_statistics
 from ctkd.train.initialise import default_initialise, shi_initialise
 from ctkd.train.lessons import Known, Lessons, learn
+from ctkd.train.optimise import Optimiser
 from ctkd.train.options import TrainOptions
+from ctkd.train.parts import check_whole
+from ctkd.train.places import Places, check_still
 from ctkd.train.schedule import learning_rate, schedule_at
-from ctkd.train.step import Loss, TrainingStep, gradient_norms
+from ctkd.train.state import collect, restore
+from ctkd.train.step import TrainingStep
+from ctkd.train.update import Update, Updated
 
 SELECTION = 1000
 """Validation images that are attacked to compare epochs."""
@@ -119,6 +124,7 @@ class Trainer:
         whole = self.data.validation
         self.validation = Split(whole.images.to(device), whole.labels.to(device))
         self.batch = min(options.batch_size, len(self.split))
+        self._check_possible()
         if self.batch < world():
             raise BadInput(f"train.batch_size: {self.batch} images per step are too few for {world()} processes")
         self.steps_per_epoch = len(self.split) // self.batch
@@ -131,7 +137,7 @@ class Trainer:
         self.parameters: list[Tensor] = [p for p in self.module.parameters() if p.requires_grad]
         self.learned = self._objective_parameters(teachers)
         self.parameters += self.learned
-        self.optimizer = torch.optim.Adam(self.parameters, lr=options.lr, fused=True)
+        self.optimizer = Optimiser(options, self.parameters)
         self.training_step = TrainingStep(
             self.graph,
             self.plugins.method,
@@ -143,7 +149,11 @@ class Trainer:
             teachers[0] if teachers else None,
             {kind: label(entry) for kind, entry in self.plugins.entries.items()},
         )
+        bound = self.plugins.entries.get("bound")
+        who = "the bound method" if bound is None else label(bound)
+        self.update = Update(self.training_step, options, self.parameters, self.optimizer, who)
         self.lessons = self._lessons()
+        self.places = Places.of(self.images) if getattr(self.plugins.attack, "warm_start", False) else None
         self.step = 0
         self.best: dict[str, Tensor] = {}
         self.best_value, self.best_epoch = -1.0, 0
@@ -155,10 +165,15 @@ class Trainer:
         with leader_first():
             found = checkpoint.load(self.folder, self.reporter.warn)
         if found is not None:
-            self._restore(found)
+            restore(self, found)
         else:
             self._save()  # so that there is a good checkpoint even if the first epoch fails
         self.on_resume(self.step // self.steps_per_epoch)
+
+    def _check_possible(self) -> None:
+        if getattr(self.plugins.attack, "warm_start", False):
+            check_still(self.data, f"warm_start=true ({self.name})")
+        check_whole(self.options)
 
     def _compile(self) -> None:
         """A phase of its own; without a compiler the training goes on without."""
@@ -211,13 +226,12 @@ class Trainer:
             x, rows = x[mine], rows[mine]
             noise = Noise(self.options.seed, f"{self.role}-attack", epoch, samples=rows)
             known = None if self.lessons is None else self.lessons.at(rows)
-            loss, norms, flags = self._one_step(x, self.labels[rows], noise, known, measure=last)
+            done = self._one_step(x, self.labels[rows], noise, known, rows=rows, measure=last)
             # The flags of a step are read one step later, when the device has long finished them.
             if bad is not None:
                 self._refuse_non_finite(bad)
-            searched = [] if loss.attacked is None else ["the attack's point"]
-            bad = ([*searched, *loss.terms, "total loss", "gradient"], flags)
-            del loss  # with all bounds of the step, which the next one needs the memory of
+            bad, norms = (done.names, done.flags), done.norms
+            del done  # with all bounds of the step, which the next one needs the memory of
             self.step += 1
             self.reporter.advance(note=f"epoch {epoch + 1}/{self.options.epochs}")
             if last:
@@ -263,36 +277,26 @@ class Trainer:
         return patience is not None and bool(self.best) and epoch - self.best_epoch >= patience
 
     def _one_step(
-        self, x: Tensor, labels: Tensor, noise: Noise, known: Known | None = None, *, measure: bool
-    ) -> tuple[Loss, dict[str, float], Tensor]:
+        self,
+        x: Tensor,
+        labels: Tensor,
+        noise: Noise,
+        known: Known | None = None,
+        *,
+        rows: Tensor | None = None,
+        measure: bool,
+    ) -> Updated:
         options = self.options
+        places = None if self.places is None or rows is None else self.places.at(rows)
         schedule = schedule_at(options, self.step, self.steps_per_epoch)
-        loss = self.training_step(x, labels, schedule, noise, known)
-        norms = gradient_norms(loss, self.parameters) if measure else {}
-        if measure and loss.clean is not None:
-            who = label(self.plugins.entries["bound"]) if "bound" in self.plugins.entries else "the bound method"
-            check_claims(loss.claims, x, loss.clean, labels, who)
-        self.optimizer.zero_grad()
-        # Every process computes the whole batch's loss, and sums in it add up the gradients of all of them.
-        (loss.total / world() if world() > 1 else loss.total).backward()  # type: ignore[no-untyped-call]
-        sum_gradients(self.parameters)
-        norm = nn.utils.clip_grad_norm_(self.parameters, options.clip)
-        searched = [] if loss.attacked is None else [loss.attacked]
-        values = [*searched, *loss.terms.values(), loss.total, norm]
-        terms = [~value.detach().isfinite().all() for value in values]
-        flags = all_sum(torch.stack(terms).int()) > 0
-        # Fused Adam skips the update on the device where found_inf is 1, without asking the host.
-        self.optimizer.found_inf = flags.any().to(torch.float32)  # type: ignore[attr-defined]
-        self.optimizer.grad_scale = None  # type: ignore[attr-defined]
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(options, self.step, self.steps_per_epoch)
-        self.optimizer.step()
-        for statistics in loss.statistics:
-            self.graph.update_running(statistics, keep=~flags.any())
-        self._accumulate({**loss.terms, "loss": loss.total})
+        rate = learning_rate(options, self.step, self.steps_per_epoch)
+        done = self.update(Batch(x, labels, noise, known, places), schedule, rate, measure=measure)
+        for statistics in done.loss.statistics:
+            self.graph.update_running(statistics, keep=~done.flags.any())
+        self._accumulate({**done.loss.terms, "loss": done.loss.total})
         if options.average_from is not None and self.step >= options.average_from * self.steps_per_epoch:
             self._average()
-        return loss, norms, flags
+        return done
 
     @torch.no_grad()
     def _accumulate(self, terms: Mapping[str, Tensor]) -> None:
@@ -324,52 +328,10 @@ class Trainer:
     # State -----------------------------------------------------------------------------------------------
 
     def _save(self) -> None:
-        tensors = {f"model/{name}": value for name, value in self.module.state_dict().items()}
-        for i, parameter in enumerate(self.parameters):
-            for name, value in self.optimizer.state.get(parameter, {}).items():
-                tensors[f"adam/{i}/{name}"] = value
-        tensors |= {f"average/{i}": value for i, value in enumerate(self.average)}
-        tensors |= {f"learned/{i}": value for i, value in enumerate(self.learned)}
-        tensors |= {f"best/{name}": value for name, value in self.best.items()}
-        tensors |= {f"sum/{name}": value for name, value in self.sums.items()}
-        values = {
-            "step": self.step,
-            "averaged": self.averaged,
-            "seconds": self.seconds,
-            "best": [self.best_value, self.best_epoch],
-            "plugins": {role: part.state_dict() for role, part in self.plugins.stateful().items()},
-        }
+        tensors, values = collect(self)
         if leads():
             checkpoint.save(self.folder, tensors, values)
         self._saved_at = time.monotonic()
-
-    def _restore(self, found: checkpoint.Checkpoint) -> None:
-        kinds = ("model", "adam", "average", "learned", "best", "sum")
-        groups: dict[str, dict[str, Tensor]] = {kind: {} for kind in kinds}
-        for name, value in found.tensors.items():
-            group, _, rest = name.partition("/")
-            groups[group][rest] = value
-        try:
-            self.module.load_state_dict(groups["model"])
-        except RuntimeError as error:
-            raise BadInput(
-                f"{self.folder}: the checkpoint is for another model ({str(error).splitlines()[0]})"
-            ) from None
-        device = torch.device(self.options.device)
-        for key, value in groups["adam"].items():
-            place, _, name = key.partition("/")
-            # The step counter of fused Adam lives on the device, too.
-            self.optimizer.state[self.parameters[int(place)]][name] = value.to(device)
-        self.average = [groups["average"][str(i)].to(device) for i in range(len(groups["average"]))]
-        for place, value in groups["learned"].items():
-            self.learned[int(place)].data.copy_(value)
-        self.best = {name: value.to(device) for name, value in groups["best"].items()}
-        self.best_value, self.best_epoch = found.values["best"]
-        self.sums = {name: value.to(device) for name, value in groups["sum"].items()}
-        self.step, self.averaged = found.values["step"], found.values["averaged"]
-        self.seconds = found.values["seconds"]
-        for role, part in self.plugins.stateful().items():
-            part.load_state_dict(found.values["plugins"][role])
 
     def _interrupt(self, signal: int, *, saved: bool = False) -> None:
         if not saved:

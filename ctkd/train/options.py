@@ -11,6 +11,24 @@ from pydantic import Field, model_validator
 from ctkd.options import Count, Index, NonNegative, Options, Positive, Radius, Unit
 
 Factor = Annotated[Positive, Field(le=10)]
+OptimizerName = Literal["adam", "adamw", "sgd"]
+LRSchedule = Literal["milestones", "cyclic", "one-cycle"]
+Momentum = Annotated[NonNegative, Field(lt=1)]
+LRRise = Annotated[Positive, Field(lt=1)]
+
+
+def check_optimizer(optimizer: OptimizerName, momentum: float, nesterov: bool) -> None:
+    """Raises: ValueError if they do not go together."""
+    if nesterov and (optimizer != "sgd" or momentum == 0):
+        raise ValueError("nesterov = true needs optimizer = sgd and a momentum above 0")
+
+
+def check_rates(lr_schedule: LRSchedule, milestones: tuple[float, ...], lr_cycles: int) -> None:
+    """Raises: ValueError if they do not go together."""
+    if milestones and lr_schedule != "milestones":
+        raise ValueError(f"lr_schedule = {lr_schedule} has no milestones; set milestones = []")
+    if lr_cycles > 1 and lr_schedule != "cyclic":
+        raise ValueError(f"lr_cycles = {lr_cycles} needs lr_schedule = cyclic")
 
 
 class TrainOptions(Options):
@@ -30,14 +48,38 @@ class TrainOptions(Options):
     """Epochs over which the radius grows from 0 to its target, smoothly (Gowal et al. 2018)."""
     batch_size: Count = 256
     """Images per step; an incomplete last batch is left out."""
+    micro_batch: Count | None = None
+    """Images whose bounds are in memory at once: the step is computed in such parts, with the batch-norm statistics
+    and, up to floating-point order, the result of the whole batch; the parts are computed several times. None: all."""
+    optimizer: OptimizerName = "adam"
+    """``adamw`` decays weights apart from the gradient; ``sgd`` is stochastic gradient descent with ``momentum``."""
+    momentum: Momentum = 0.9
+    """Of ``sgd``; Adam has its own."""
+    nesterov: bool = False
+    """Nesterov's momentum, of ``sgd``."""
+    weight_decay: NonNegative = 0.0
+    """L2 penalty on all parameters; with ``adamw`` decoupled from the gradient."""
     lr: Positive = 5e-4
-    """Adam's learning rate."""
+    """Learning rate: the first one with ``milestones``, the highest one with the other schedules."""
+    lr_schedule: LRSchedule = "milestones"
+    """``milestones``: drops by ``lr_decay``. ``cyclic``: rises and falls linearly, ``lr_cycles`` times. ``one-cycle``:
+    rises once by half a cosine, and falls by another to a ten-thousandth of where it began (Smith and Topin 2018)."""
     milestones: tuple[NonNegative, ...] = ()
     """Epochs after which the learning rate is multiplied by ``lr_decay``."""
     lr_decay: Unit = 0.2
     """Factor at each milestone."""
+    lr_low: Unit = 0.0
+    """Where ``cyclic`` and ``one-cycle`` begin, as a part of ``lr``."""
+    lr_rise: LRRise = 0.5
+    """The part of a cycle in which the rate rises."""
+    lr_cycles: Count = 1
+    """Cycles of ``cyclic`` in the whole training."""
     clip: Positive = 10.0
     """Largest global L2 norm of the gradient."""
+    edac: NonNegative = 0.0
+    """EDAC: before each step, a step of the same optimiser that lowers this times the adversarial certainty, the mean
+    standard deviation of the logits at attacked points (Zhang et al. 2023, arXiv 2310.04539); 0 is off. It is neither
+    clipped nor regularised, as published. Published: 0.1 and 0.3."""
     l1: NonNegative = 0.0
     """Weight of the sum of absolute weights of all convolutions and fully connected layers."""
     shi_weight: NonNegative = 0.5
@@ -76,6 +118,12 @@ class TrainOptions(Options):
     """A checkpoint is written at least this often, and after each epoch."""
     final: bool = False
     """Train on training and validation data together. Validation figures are then optimistic, and marked so."""
+
+    @model_validator(mode="after")
+    def _optimisation_fits(self) -> Self:
+        check_optimizer(self.optimizer, self.momentum, self.nesterov)
+        check_rates(self.lr_schedule, self.milestones, self.lr_cycles)
+        return self
 
     @model_validator(mode="after")
     def _schedule_fits(self) -> Self:

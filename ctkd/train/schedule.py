@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import math
+
 from ctkd.api import Schedule
 from ctkd.train.options import TrainOptions
 
@@ -37,5 +39,26 @@ def schedule_at(options: TrainOptions, step: int, steps_per_epoch: int) -> Sched
 
 
 def learning_rate(options: TrainOptions, step: int, steps_per_epoch: int) -> float:
-    passed = sum(step >= round(milestone * steps_per_epoch) for milestone in options.milestones)
-    return options.lr * options.lr_decay**passed
+    """The rate of a global step: a function of it alone, so that a resumed run needs no state."""
+    if options.lr_schedule == "milestones":
+        passed = sum(step >= round(milestone * steps_per_epoch) for milestone in options.milestones)
+        return options.lr * options.lr_decay**passed
+    total = options.epochs * steps_per_epoch
+    if options.lr_schedule == "cyclic":
+        place = step * options.lr_cycles / total % 1
+        rise = options.lr_rise
+        height = place / rise if place <= rise else (1 - place) / (1 - rise)
+        return options.lr * (options.lr_low + (1 - options.lr_low) * height)
+    peak, last = options.lr_rise * total - 1, total - 1
+    start = options.lr * options.lr_low
+    if step < peak:
+        return _half_cosine(start, options.lr, step / peak)
+    return _half_cosine(options.lr, start * ONE_CYCLE_END, (step - peak) / (last - peak))
+
+
+ONE_CYCLE_END = 1e-4
+"""The last rate of ``one-cycle`` as a part of the first, as in PyTorch's OneCycleLR."""
+
+
+def _half_cosine(start: float, end: float, part: float) -> float:
+    return end + (start - end) * (1 + math.cos(math.pi * part)) / 2

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,23 +27,16 @@ from ctkd.api import (
 )
 from ctkd.boxes import Box, perturbation_box
 from ctkd.contract import check_loss, check_points
-from ctkd.distributed import all_sum, batch_mean, world
-from ctkd.propagate import (
-    Bounds,
-    CleanPass,
-    Flow,
-    Graph,
-    Network,
-    Statistics,
-    at_classes,
-    margin_specification,
-    margins_of,
-)
+from ctkd.distributed import all_sum, batch_mean, partial, world
+from ctkd.propagate import CleanPass, Flow, Graph, Network, Statistics
 from ctkd.randomness import Noise
+from ctkd.train.batch import Batch
+from ctkd.train.combination import Combination, point_enclosure
 from ctkd.train.lessons import Known
 from ctkd.train.losses import LossTerms
 from ctkd.train.options import TrainOptions
 from ctkd.train.regularisers import l1_norm, shi_regularisers
+from ctkd.train.taught import Taught
 
 REGULARISER_EPS = 1e-6
 """Radius of the boxes that the regularisers look at while eps is still 0."""
@@ -68,39 +61,59 @@ class Loss:
     clean: Tensor | None = None
 
 
-@dataclass(eq=False)
-class Combination:
-    """The view of a step that a bound method combines (``ctkd.api.Step``)."""
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What a step has to compute.
+
+    Attributes:
+        robust: whether there is a radius, and with it a robust loss.
+        teaching: whether the objective takes part.
+        regularise: whether the regularisers of Shi et al. do.
+        needs: of the bound method.
+        evaluated: points at which the student is evaluated.
+        attacked: whether the adversarial point is searched.
+        kappa: weight of the clean loss.
+    """
 
     schedule: Schedule
-    labels: Tensor
+    robust: bool
+    teaching: bool
+    regularise: bool
+    needs: Needs
+    evaluated: frozenset[str]
+    attacked: bool
+    kappa: float
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """The points of a batch or of a part of it.
+
+    Attributes:
+        box: all images within the step's radius.
+        points: ``clean``, and ``adversarial`` where it was searched.
+        taught: the teachers' outputs there.
+    """
+
+    box: Box
+    points: dict[str, Tensor]
+    taught: Taught
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """What comes before bounds.
+
+    Attributes:
+        clean: the batch in training mode; None where nobody needs it.
+        statistics: of each pass in training mode, in order; bounds use the last ones.
+        network: the student folded with those.
+    """
+
+    clean: CleanPass | None
+    statistics: list[Statistics]
     network: Network
-    flow: Flow | None
-    loss: LossTerms
-    enclosures: Mapping[str, Enclosure]
-    backend: PropagationBackend
-    noise: Noise
-    rows: Mapping[str, slice] = field(default_factory=dict)
-
-    def __getitem__(self, name: str) -> Enclosure:
-        return self.enclosures[name]
-
-    def bounds(self, name: str) -> Bounds:
-        rows = self.rows[name]
-        assert self.flow is not None
-        return {i: (lower[rows], upper[rows]) for i, (lower, upper) in self.flow.pre_activation.items()}
-
-    def relaxed_lower(self, name: str, rows: Tensor) -> Tensor:
-        return self.backend.relaxed_lower(self.network, self.bounds(name), self.enclosures[name].inputs, rows)
-
-    def relaxed(self, name: str) -> Enclosure:
-        box = self.enclosures[name]
-        rows, others = margin_specification(self.labels, self.network.classes, box.inputs.lower.dtype)
-        margins = at_classes(self.relaxed_lower(name, rows), others)
-        return box.with_margins(margins, lambda rows: self.relaxed_lower(name, rows))
-
-    def record(self, name: str, value: Tensor) -> Tensor:
-        return self.loss.record(name, value)
+    found: Found
 
 
 @dataclass(eq=False)
@@ -134,138 +147,179 @@ class TrainingStep:
         known: Known | None = None,
     ) -> Loss:
         """``known``: outputs of teachers that were computed before, by teacher and input."""
-        options, graph = self.options, self.graph
+        batch, plan = Batch(x, labels, noise, known), self.plan(schedule)
+        return self.loss(batch, plan, self.prepare(batch, plan))
+
+    def plan(self, schedule: Schedule, *, attacked: bool = False) -> Plan:
+        """What a step at this moment has to compute; ``attacked``: the adversarial point is needed in any case."""
+        options = self.options
         robust = schedule.eps > 0
         teaching = robust and len(self.teachers) > 0 and self.objective.teachers > 0
-        regularise = options.shi_weight > 0 and schedule.phase != "full"
         needs = self.method.needs(schedule) if robust else Needs()
         evaluated = needs.points | (self.objective.student_points if teaching else frozenset())
         searched = needs.searched | evaluated | (self.objective.teacher_inputs if teaching else frozenset())
-        kappa = schedule.between(options.kappa_start, options.kappa_end)
-        kappa = kappa if robust else 1.0
+        return Plan(
+            schedule=schedule,
+            robust=robust,
+            teaching=teaching,
+            regularise=options.shi_weight > 0 and schedule.phase != "full",
+            needs=needs,
+            evaluated=evaluated,
+            attacked=robust and (attacked or "adversarial" in searched),
+            kappa=schedule.between(options.kappa_start, options.kappa_end) if robust else 1.0,
+        )
 
-        attacked = "adversarial" in searched
-        reference = getattr(self.attack, "reference", None) if attacked else None
-        clean: CleanPass | None = None
-        if graph.norms or kappa > 0 or "clean" in evaluated:
-            clean = self.backend.clean_pass(graph, x)
+    # Before bounds ---------------------------------------------------------------------------------------
+
+    def prepare(self, batch: Batch, plan: Plan) -> Prepared:
+        """The passes of a whole batch."""
+        clean = self.clean(batch.x, plan)
         statistics: Statistics = clean.statistics if clean else {}
-        updates = [statistics]
-        network = graph.bind(statistics)
+        network = self.graph.bind(statistics)
+        found = self.search(batch, plan, self.victim(network, statistics) if plan.attacked else network)
+        last = self.last_pass(found.points.get("adversarial"))
+        if last is None:
+            return Prepared(clean, [statistics], network, found)
+        return Prepared(clean, [statistics, last], self.graph.bind(last), found)
 
-        taught = _Taught(self.teachers, {"clean": x}, dict(known or {}))
-        box = perturbation_box(x, schedule.eps or REGULARISER_EPS)
-        points: dict[str, Tensor] = {"clean": x}
-        if attacked:
-            away_from = taught(0, "clean").logits if reference == "teacher" else None
-            points["adversarial"] = self._attack(x, labels, box, schedule, network, statistics, noise, away_from)
-            if options.statistics == "last-pass" and graph.norms:
-                statistics = self.backend.clean_pass(graph, points["adversarial"]).statistics
-                updates.append(statistics)
-                network = graph.bind(statistics)
+    def clean(self, x: Tensor, plan: Plan) -> CleanPass | None:
+        """The whole batch in training mode, where anybody needs it."""
+        if self.graph.norms or plan.kappa > 0 or "clean" in plan.evaluated:
+            return self.backend.clean_pass(self.graph, x)
+        return None
 
-        context = BoxContext(x, labels, box, points, schedule)
-        boxes = {name: make(context) for name, make in needs.boxes.items()}
-        if regularise and not boxes:
-            boxes = {"full": full_box(context)}
+    def last_pass(self, adversarial: Tensor | None) -> Statistics | None:
+        """The statistics of the whole batch's points, where bounds use those."""
+        if adversarial is None or self.options.statistics != "last-pass" or not self.graph.norms:
+            return None
+        return self.backend.clean_pass(self.graph, adversarial).statistics
+
+    @torch.no_grad()
+    def victim(self, network: Network, statistics: Statistics) -> Network:
+        """What is attacked, from the network with the statistics of the clean batch."""
+        if self.options.statistics == "last-pass":
+            # Published code attacks with running statistics that already contain this clean batch.
+            network = self.graph.bind(self.graph.blended(statistics))
+        network = network.detach()
+        return network.lowered(torch.bfloat16) if self.options.precision == "mixed" else network
+
+    def search(self, batch: Batch, plan: Plan, victim: Network) -> Found:
+        """The points of a batch or of a part of it."""
+        box = perturbation_box(batch.x, plan.schedule.eps or REGULARISER_EPS)
+        taught = Taught(self.teachers, {"clean": batch.x}, dict(batch.known or {}))
+        points = {"clean": batch.x}
+        if plan.attacked:
+            if self.options.attack_eps_factor != 1:
+                around = perturbation_box(batch.x, plan.schedule.eps * self.options.attack_eps_factor)
+            else:
+                around = box
+            points["adversarial"] = self._attack(batch, around, victim, taught)
         taught.inputs = points
+        return Found(box, points, taught)
+
+    def _attack(self, batch: Batch, box: Box, victim: Network, taught: Taught) -> Tensor:
+        given: dict[str, Any] = {}
+        reference = getattr(self.attack, "reference", None)
+        if reference == "teacher":
+            given["reference"] = taught(0, "clean").logits
+        elif reference == "student":
+            with torch.no_grad():
+                given["reference"] = victim(batch.x)
+        if getattr(self.attack, "calls_teacher", False):
+            given["teacher"] = self.teacher
+        start = batch.start_in(box) if getattr(self.attack, "warm_start", False) else None
+        if start is not None:
+            given["start"] = start
+        perturb: Callable[..., Tensor] = self.attack.perturb
+        found = perturb(victim, batch.x, batch.labels, box, batch.noise, **given)
+        check_points(found, batch.x, f"perturb of {self.labels.get('attack', 'the attack')}", finite=False)
+        found = box.clamp(found.detach())
+        batch.remember(found, box)
+        return found
+
+    # Losses ----------------------------------------------------------------------------------------------
+
+    def loss(self, batch: Batch, plan: Plan, prepared: Prepared) -> Loss:
+        """The loss to minimise, of a batch or of a part of one."""
+        options, schedule, needs = self.options, plan.schedule, plan.needs
+        x, labels, clean, network = batch.x, batch.labels, prepared.clean, prepared.network
+        points = prepared.found.points
+        context = BoxContext(x, labels, prepared.found.box, points, schedule)
+        boxes = {name: make(context) for name, make in needs.boxes.items()}
+        if plan.regularise and not boxes:
+            boxes = {"full": full_box(context)}
         terms = LossTerms(
             self.objective,
-            taught.lessons(self.objective.teacher_inputs) if teaching else (),
+            prepared.found.taught.lessons(self.objective.teacher_inputs) if plan.teaching else (),
             labels,
             schedule,
             self.labels.get("distill", "the objective"),
         )
         total: Tensor = torch.zeros((), dtype=x.dtype, device=x.device)
-        if kappa > 0:
+        if plan.kappa > 0:
             assert clean is not None
-            total = kappa * batch_mean(terms.record("clean", cross_entropy(clean.logits, labels, reduction="none")))
+            total = plan.kappa * _mean(terms.record("clean", cross_entropy(clean.logits, labels, reduction="none")))
 
         # The clean point was evaluated already; it is only read from there.
-        joint = {name: point for name, point in points.items() if name in evaluated and name != "clean"}
+        joint = {name: point for name, point in points.items() if name in plan.evaluated and name != "clean"}
         flow: Flow | None = None
-        if joint or boxes or evaluated:
+        if joint or boxes or plan.evaluated:
             if joint or boxes:
                 flow = self.backend.propagate(network, _stack(joint), _stack_boxes(boxes), needs)
-            if robust:
-                step = self._combination(schedule, labels, network, flow, terms, clean, x, joint, boxes, noise)
+            if plan.robust:
+                step = self._combination(batch, schedule, network, flow, terms, clean, joint, boxes)
                 terms.points = step.enclosures
                 combined = self.method.combine(step)
                 check_loss(combined, len(x), f"combine of {self.labels.get('bound', 'the bound method')}")
                 # A scalar counts for as many samples as this process has.
-                total = total + (1 - kappa) * batch_mean(combined.expand(len(x)) if world() > 1 else combined)
-        if regularise and flow is not None:
+                total = total + (1 - plan.kappa) * _mean(combined.expand(len(x)) if world() > 1 else combined)
+        if plan.regularise and flow is not None:
             assert flow.box is not None
             fade = options.shi_weight * (1 - schedule.progress)
             elementwise = {i: flow.pre_activation[i] for i in flow.network.activations}
             tightness, balance = shi_regularisers(elementwise, flow.box)
             total = total + fade * (terms.record("shi/tightness", tightness) + terms.record("shi/balance", balance))
         if options.l1 > 0:
-            total = total + options.l1 * terms.record("l1", l1_norm(graph.module))
-        comparable = needs.tighten is None and options.precision != "bf16" and len(updates) == 1 and clean is not None
+            total = total + options.l1 * terms.record("l1", l1_norm(self.graph.module))
+        one_pass = len(prepared.statistics) == 1 and clean is not None
+        comparable = one_pass and needs.tighten is None and options.precision != "bf16"
         return Loss(
             total,
             terms.terms,
-            [update for update in updates if update],
+            [update for update in prepared.statistics if update],
             flow,
             points.get("adversarial"),
             terms.claims if comparable else [],
             clean.logits.detach() if comparable and clean is not None else None,
         )
 
-    def _attack(
-        self,
-        x: Tensor,
-        labels: Tensor,
-        box: Box,
-        schedule: Schedule,
-        network: Network,
-        statistics: Statistics,
-        noise: Noise,
-        reference: Tensor | None,
-    ) -> Tensor:
-        with torch.no_grad():
-            if self.options.statistics == "last-pass":
-                # Published code attacks with running statistics that already contain this clean batch.
-                network = self.graph.bind(self.graph.blended(statistics))
-            network = network.detach()
-            if self.options.precision == "mixed":
-                network = network.lowered(torch.bfloat16)
-            if getattr(self.attack, "reference", None) == "student":
-                reference = network(x)
-        if self.options.attack_eps_factor != 1:
-            box = perturbation_box(x, schedule.eps * self.options.attack_eps_factor)
-        given: dict[str, Any] = {} if reference is None else {"reference": reference}
-        if getattr(self.attack, "calls_teacher", False):
-            given["teacher"] = self.teacher
-        perturb: Callable[..., Tensor] = self.attack.perturb
-        found = perturb(network, x, labels, box, noise, **given)
-        check_points(found, x, f"perturb of {self.labels.get('attack', 'the attack')}", finite=False)
-        return box.clamp(found.detach())
+    def certainty(self, batch: Batch, plan: Plan, prepared: Prepared) -> Loss:
+        """The adversarial certainty of EDAC, times its weight: the mean of the logits' standard deviations."""
+        attacked = prepared.found.points.get("adversarial")
+        deviations = prepared.network(batch.x if attacked is None else attacked).std(1)
+        return Loss(self.options.edac * _mean(deviations), {"edac": deviations}, [], None, attacked)
 
     def _combination(
         self,
+        batch: Batch,
         schedule: Schedule,
-        labels: Tensor,
         network: Network,
         flow: Flow | None,
         terms: LossTerms,
         clean: CleanPass | None,
-        x: Tensor,
         joint: Mapping[str, Tensor],
         boxes: Mapping[str, Box],
-        noise: Noise,
     ) -> Combination:
-        size = x.shape[0]
+        x, labels, size = batch.x, batch.labels, len(batch)
         enclosures: dict[str, Enclosure] = {}
         if clean is not None:
             features = clean.features if network.head is not None else None
-            enclosures["clean"] = _point(x, clean.logits, features, labels)
+            enclosures["clean"] = point_enclosure(x, clean.logits, features, labels)
         for i, (name, point) in enumerate(joint.items()):
             assert flow is not None
             rows = slice(i * size, (i + 1) * size)
             features = None if flow.features is None else flow.features[rows]
-            enclosures[name] = _point(point, flow.value[rows], features, labels)
+            enclosures[name] = point_enclosure(point, flow.value[rows], features, labels)
         places: dict[str, slice] = {}
         if boxes:
             assert flow is not None
@@ -286,7 +340,7 @@ class TrainingStep:
             terms,
             enclosures,
             self.backend,
-            noise,
+            batch.noise,
             places,
         )
 
@@ -294,57 +348,9 @@ class TrainingStep:
         return self.backend.interval_lower(network, flow, rows, boxes)
 
 
-@dataclass(eq=False)
-class _Taught:
-    """The teachers' outputs, each computed once."""
-
-    teachers: Sequence[Callable[[Tensor], TeacherOutputs]]
-    inputs: Mapping[str, Tensor]
-    known: dict[tuple[int, str], TeacherOutputs] = field(default_factory=dict)
-
-    def __call__(self, i: int, name: str) -> TeacherOutputs:
-        if (i, name) not in self.known:
-            self.known[i, name] = self.teachers[i](self.inputs[name])
-        return self.known[i, name]
-
-    def lessons(self, names: frozenset[str]) -> tuple[Mapping[str, TeacherOutputs], ...]:
-        """For each teacher a mapping from inputs to outputs."""
-        return tuple(_Answers(self, i, names) for i in range(len(self.teachers)))
-
-
-@dataclass(frozen=True)
-class _Answers(Mapping[str, TeacherOutputs]):
-    """One teacher's outputs by input, computed when they are read: not every teacher is asked at every input."""
-
-    taught: _Taught
-    i: int
-    names: frozenset[str]
-
-    def __getitem__(self, name: str) -> TeacherOutputs:
-        if name not in self.names:
-            raise KeyError(name)
-        return self.taught(self.i, name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(sorted(self.names))
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-
-def _point(x: Tensor, logits: Tensor, features: Tensor | None, labels: Tensor) -> Enclosure:
-    radius = None if features is None else torch.zeros_like(features)
-    margins = margins_of(logits, labels)
-    return Enclosure(
-        Box(x, x),
-        "point",
-        features,
-        radius,
-        margins,
-        logits,
-        lower=lambda rows: (rows @ logits.unsqueeze(2)).squeeze(2),
-        upper_margins=margins,
-    )
+def _mean(values: Tensor) -> Tensor:
+    """The mean over the batch; of a part of it its own, which enters the whole with the part's share of samples."""
+    return values.mean() if partial() else batch_mean(values)
 
 
 def _stack(points: Mapping[str, Tensor]) -> Tensor | None:

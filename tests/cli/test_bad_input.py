@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import pickle
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from ctkd.certify.store import Store
 from ctkd.run import train
 
 Command = Callable[..., tuple[int, str, str]]
@@ -326,6 +328,31 @@ def test_a_damaged_student_is_refused(ctkd_command: Command, tmp_path: Path, qui
     data[-5] ^= 0x40
     path.write_bytes(data)
     refused(ctkd_command("certify", str(run)), f"{path}: the weights do not match their checksum")
+
+
+def test_results_that_cannot_be_written_or_read(
+    ctkd_command: Command, tmp_path: Path, quick_run: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(quick_run[0], run)
+    connect = sqlite3.connect
+
+    def read_only(*arguments: Any, **options: Any) -> sqlite3.Connection:
+        connection = connect(*arguments, **options)
+        connection.execute("PRAGMA query_only = ON")
+        return connection
+
+    monkeypatch.setattr("ctkd.certify.store.sqlite3.connect", read_only)
+    code, _, err = ctkd_command("certify", str(run), "--eps", "0.03", "--samples", "3")
+    assert (code, len(err.splitlines())) == (1, 1)
+    assert "error: results could not be written (attempt to write a readonly database); what was stored before" in err
+    monkeypatch.undo()
+    monkeypatch.setattr(Store, "rows", lambda *ignored: connect(":memory:").execute("SELECT * FROM gone"))
+    code, _, err = ctkd_command("certify", str(run), "--samples", "3")
+    assert (code, err) == (
+        1,
+        "error: a results file cannot be used: no such table: gone; what is stored is left as it is\n",
+    )
 
 
 def test_export_into_a_used_folder(ctkd_command: Command, tmp_path: Path, quick_run: tuple[Path, Any]) -> None:
