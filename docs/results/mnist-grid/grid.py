@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -185,13 +185,13 @@ def table(rows: list[dict[str, Any]]) -> None:
         found = [row for row in rows if all(row[key] == value for key, value in names.items())]
         if not found:
             continue
-        spread: Callable[[str], str] = lambda key: _spread([100 * row[key] for row in found])  # noqa: B023, E731
-        figures = " | ".join(spread(f"{kind}_accuracy") for kind in ("natural", "adversarial", "certified"))
+        kinds = ("natural", "adversarial", "certified")
+        figures = " | ".join(spread([100 * row[f"{kind}_accuracy"] for row in found]) for kind in kinds)
         chosen = ", ".join(f"`{key}={value}`" for key, value in found[0]["options"].items())
         print(f"| `{bound}` | `{objective}` | {teacher} | {chosen} | {figures} | {len(found)} |")
 
 
-def _spread(values: list[float]) -> str:
+def spread(values: list[float]) -> str:
     return f"{statistics.mean(values):.2f} ± {statistics.stdev(values) if len(values) > 1 else 0:.2f}"
 
 
