@@ -15,7 +15,18 @@ Checks drive the plugin as core does, on tiny networks and batches. What they fi
 still be: soundness is sampled, not proved.
 """
 
+from ctkd.testing.instance import save_tiny_network, tiny_specification
 from ctkd.testing.kit import Check, Result, checks, conformance, run_checks
 from ctkd.testing.subject import ConformanceError, NotApplicable
 
-__all__ = ["Check", "ConformanceError", "NotApplicable", "Result", "checks", "conformance", "run_checks"]
+__all__ = [
+    "Check",
+    "ConformanceError",
+    "NotApplicable",
+    "Result",
+    "checks",
+    "conformance",
+    "run_checks",
+    "save_tiny_network",
+    "tiny_specification",
+]

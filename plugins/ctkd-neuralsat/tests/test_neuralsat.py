@@ -9,19 +9,14 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
-import onnx
 import pytest
 from ctkd_neuralsat.options import NeuralSatOptions
-from ctkd_neuralsat.plain import NotPlainError, plain_text
 from ctkd_neuralsat.verifier import NeuralSat
-from onnx import TensorProto, helper, numpy_helper
 
 from ctkd.errors import BadInput
 from ctkd.run import verify
-from ctkd.testing import conformance
+from ctkd.testing import conformance, save_tiny_network, tiny_specification
 from ctkd.verifying import Answer, Query
-from ctkd.vnnlib import parse_specification
 
 RECORDINGS = Path(__file__).parent / "recordings"
 REAL = os.environ.get("CTKD_NEURALSAT_PYTHON")
@@ -30,33 +25,6 @@ needs_neuralsat = pytest.mark.skipif(REAL is None, reason="CTKD_NEURALSAT_PYTHON
 real = {"python": REAL, "path": REAL_PATH} if REAL else {}
 
 test_neuralsat_conforms = conformance("verifier", "neuralsat", options=real)
-
-
-def network(folder: Path) -> Path:
-    """y0 = relu(x0 - x1), y1 = 0.25 + relu(x2) / 4: the network of the recordings."""
-    weights = {
-        "a": np.array([[1, -1, 0], [0, 0, 1]], np.float32),
-        "b": np.zeros(2, np.float32),
-        "c": np.array([[1, 0], [0, 0.25]], np.float32),
-        "d": np.array([0, 0.25], np.float32),
-    }
-    nodes = [
-        helper.make_node("Gemm", ["x", "a", "b"], ["h"], transB=1),
-        helper.make_node("Relu", ["h"], ["r"]),
-        helper.make_node("Gemm", ["r", "c", "d"], ["y"], transB=1),
-    ]
-    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["batch", s]) for n, s in (("x", 3), ("y", 2))]
-    tensors = [numpy_helper.from_array(array, name) for name, array in weights.items()]
-    graph = helper.make_graph(nodes, "net", ends[:1], ends[1:], tensors)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
-    onnx.save(model, folder / "net.onnx")
-    return folder / "net.onnx"
-
-
-def specification(high: float, violation: str = "(assert (or (and (>= Y_0 Y_1))))") -> str:
-    lines = [f"(declare-const {name} Real)" for name in ("X_0", "X_1", "X_2", "Y_0", "Y_1")]
-    lines += [f"(assert (>= X_{i} 0.0))\n(assert (<= X_{i} {high}))" for i in range(3)]
-    return "\n".join([*lines, violation]) + "\n"
 
 
 def stand_in(folder: Path, recording: str, code: str = "") -> NeuralSat:
@@ -86,21 +54,21 @@ def ask(folder: Path, tool: NeuralSat, text: str, timeout: float = 60.0) -> Answ
     (folder / "spec.vnnlib").write_text(text)
     scratch = folder / f"scratch-{time.monotonic_ns()}"
     scratch.mkdir()
-    return tool.verify(Query(network(folder), folder / "spec.vnnlib", timeout, scratch))
+    return tool.verify(Query(save_tiny_network(folder), folder / "spec.vnnlib", timeout, scratch))
 
 
 def test_recorded_verdicts(tmp_path: Path) -> None:
     tool = stand_in(tmp_path, "unsat")
     assert tool.check() == {"NeuralSAT": "0.2.17", "torch": "2.13.0+cpu"}
-    assert ask(tmp_path, tool, specification(0.2)).verdict == "verified"
-    broken = ask(tmp_path, stand_in(tmp_path, "sat"), specification(1.0))
+    assert ask(tmp_path, tool, tiny_specification(0.2)).verdict == "verified"
+    broken = ask(tmp_path, stand_in(tmp_path, "sat"), tiny_specification(1.0))
     assert broken.verdict == "falsified"
     assert broken.witness is not None
     assert broken.witness.tolist() == [0.8206203579902649, 0.11355942487716675, 0.6713690757751465]
 
 
 def test_a_recorded_crash_ends_well_and_writes_nothing(tmp_path: Path) -> None:
-    answer = ask(tmp_path, stand_in(tmp_path, "crash"), specification(1.0))
+    answer = ask(tmp_path, stand_in(tmp_path, "crash"), tiny_specification(1.0))
     assert answer.verdict == "error"
     assert answer.message.startswith("it wrote no results file: google.protobuf.message.DecodeError")
 
@@ -118,7 +86,7 @@ def test_a_recorded_crash_ends_well_and_writes_nothing(tmp_path: Path) -> None:
     ],
 )
 def test_other_ends(tmp_path: Path, code: str, verdict: str, says: str) -> None:
-    answer = ask(tmp_path, stand_in(tmp_path, "unsat", code), specification(0.2), timeout=3.0)
+    answer = ask(tmp_path, stand_in(tmp_path, "unsat", code), tiny_specification(0.2), timeout=3.0)
     assert answer.verdict == verdict
     assert says in answer.message
 
@@ -128,18 +96,18 @@ def test_other_ends(tmp_path: Path, code: str, verdict: str, says: str) -> None:
 )
 def test_witnesses_are_read_whole_or_not_at_all(tmp_path: Path, rest: str) -> None:
     code = f"open(given['--result_file'], 'w').write('sat,1.0\\n{rest}'); sys.exit()"
-    answer = ask(tmp_path, stand_in(tmp_path, "sat", code), specification(1.0))
+    answer = ask(tmp_path, stand_in(tmp_path, "sat", code), tiny_specification(1.0))
     assert (answer.verdict, answer.witness) == ("falsified", None)
 
 
 def test_through_ctkd(tmp_path: Path) -> None:
     """The recorded witness is confirmed by onnxruntime; the same one for a box that does not hold it is an error."""
-    model = network(tmp_path)
-    (tmp_path / "spec.vnnlib").write_text(specification(1.0))
+    model = save_tiny_network(tmp_path)
+    (tmp_path / "spec.vnnlib").write_text(tiny_specification(1.0))
     python = str(stand_in(tmp_path, "sat").options.python)
     found = verify(model, ("neuralsat",), specification=tmp_path / "spec.vnnlib", settings={"neuralsat.python": python})
     assert found["verifiers"]["neuralsat"]["falsified"] == 1
-    (tmp_path / "other.vnnlib").write_text(specification(0.2))
+    (tmp_path / "other.vnnlib").write_text(tiny_specification(0.2))
     with pytest.warns(UserWarning, match="neuralsat"):
         found = verify(
             model, ("neuralsat",), specification=tmp_path / "other.vnnlib", settings={"neuralsat.python": python}
@@ -147,29 +115,13 @@ def test_through_ctkd(tmp_path: Path) -> None:
     assert found["verifiers"]["neuralsat"]["error"] == 1
 
 
-@pytest.mark.parametrize(
-    ("violation", "written"),
-    [
-        ("(assert (or (>= Y_0 Y_1)))", "(and (<= Y_1 Y_0))"),
-        ("(assert (>= Y_0 Y_1))", "(and (<= Y_1 Y_0))"),
-        ("(assert (and (>= Y_0 Y_1) (<= Y_0 0.125)))", "(and (<= Y_1 Y_0) (<= Y_0 0.125))"),
-        ("(assert (>= Y_0 -12.5))", "(and (>= Y_0 -12.5))"),
-    ],
-)
-def test_forms_that_it_drops_are_rewritten(violation: str, written: str) -> None:
-    before = parse_specification(specification(0.5, violation))
-    text = plain_text(before)
-    assert written in text
-    after = parse_specification(text)
-    assert [d.exact for d in after.disjuncts] == [d.exact for d in before.disjuncts]
-    assert (after.boxes[0].lower, after.boxes[0].upper) == (before.boxes[0].lower, before.boxes[0].upper)
-
-
-def test_what_cannot_be_rewritten_is_refused(tmp_path: Path) -> None:
-    several = specification(0.5, "(assert (or (and (<= X_0 0.25) (>= Y_0 Y_1)) (and (>= X_0 0.25) (>= Y_1 Y_0))))")
-    with pytest.raises(NotPlainError, match="several input boxes"):
-        plain_text(parse_specification(several))
-    answer = ask(tmp_path, stand_in(tmp_path, "unsat"), several)
+def test_forms_that_it_drops_are_rewritten_or_refused(tmp_path: Path) -> None:
+    code = "assert '(and (<= Y_1 Y_0))' in open(given['--spec']).read()"
+    for violation in ("(assert (or (>= Y_0 Y_1)))", "(assert (and (>= Y_0 Y_1)))"):
+        answer = ask(tmp_path, stand_in(tmp_path, "unsat", code), tiny_specification(0.2, violation))
+        assert answer.verdict == "verified"
+    several = "(assert (or (and (<= X_0 0.25) (>= Y_0 Y_1)) (and (>= X_0 0.25) (>= Y_1 Y_0))))"
+    answer = ask(tmp_path, stand_in(tmp_path, "unsat"), tiny_specification(0.5, several))
     assert answer.verdict == "error"
     assert "another property" in answer.message
 
@@ -196,9 +148,9 @@ def test_how_to_get_it_is_said_in_one_line(tmp_path: Path) -> None:
 def test_the_real_program(tmp_path: Path) -> None:
     tool = NeuralSat(NeuralSatOptions.model_validate(real))
     assert "NeuralSAT" in tool.check()
-    for text in (specification(0.2), specification(0.2, "(assert (or (>= Y_0 Y_1)))")):
+    for text in (tiny_specification(0.2), tiny_specification(0.2, "(assert (or (>= Y_0 Y_1)))")):
         assert ask(tmp_path, tool, text).verdict == "verified"
-    broken = ask(tmp_path, tool, specification(1.0))
+    broken = ask(tmp_path, tool, tiny_specification(1.0))
     assert broken.verdict == "falsified"
     assert broken.witness is not None
     x = broken.witness

@@ -13,18 +13,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnx
 import psutil
 import pytest
 from ctkd_vnncomp_tool.options import VnncompToolOptions
 from ctkd_vnncomp_tool.results import read_results
 from ctkd_vnncomp_tool.verifier import VnncompTool
-from onnx import TensorProto, helper, numpy_helper
 
 from ctkd.errors import BadInput, Contradiction
 from ctkd.run import verify
-from ctkd.testing import conformance
+from ctkd.testing import conformance, save_tiny_network, tiny_specification
 from ctkd.verifying import Answer, Query
 
 MARABOU = Path(__file__).parents[1] / "examples" / "marabou"
@@ -44,32 +41,6 @@ def _on_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(BESIDE), prepend=":")
 
 
-def network(folder: Path) -> Path:
-    """y0 = relu(x0 - x1), y1 = 0.25 + relu(x2) / 4."""
-    weights = {
-        "a": np.array([[1, -1, 0], [0, 0, 1]], np.float32),
-        "b": np.zeros(2, np.float32),
-        "c": np.array([[1, 0], [0, 0.25]], np.float32),
-        "d": np.array([0, 0.25], np.float32),
-    }
-    nodes = [
-        helper.make_node("Gemm", ["x", "a", "b"], ["h"], transB=1),
-        helper.make_node("Relu", ["h"], ["r"]),
-        helper.make_node("Gemm", ["r", "c", "d"], ["y"], transB=1),
-    ]
-    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["batch", s]) for n, s in (("x", 3), ("y", 2))]
-    tensors = [numpy_helper.from_array(array, name) for name, array in weights.items()]
-    graph = helper.make_graph(nodes, "net", ends[:1], ends[1:], tensors)
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), folder / "net.onnx")
-    return folder / "net.onnx"
-
-
-def specification_1(high: float) -> str:
-    lines = [f"(declare-const {name} Real)" for name in ("X_0", "X_1", "X_2", "Y_0", "Y_1")]
-    lines += [f"(assert (>= X_{i} 0.0))\n(assert (<= X_{i} {high}))" for i in range(3)]
-    return "\n".join([*lines, "(assert (or (and (>= Y_0 Y_1))))"]) + "\n"
-
-
 def specification_2(high: float) -> str:
     lines = ["(vnnlib-version <2.0>)", "(declare-network f", "    (declare-input X float32 [1,3])"]
     lines += ["    (declare-output Y float32 [1,2])", ")"]
@@ -78,11 +49,11 @@ def specification_2(high: float) -> str:
 
 
 def ask(folder: Path, tool: VnncompTool, *, high: float = 1.0, timeout: float = 20.0) -> Answer:
-    text = specification_2(high) if tool.formats == ("2.0",) else specification_1(high)
+    text = specification_2(high) if tool.formats == ("2.0",) else tiny_specification(high)
     (folder / "spec.vnnlib").write_text(text)
     scratch = folder / f"scratch-{time.monotonic_ns()}"
     scratch.mkdir()
-    return tool.verify(Query(network(folder), folder / "spec.vnnlib", timeout, scratch))
+    return tool.verify(Query(save_tiny_network(folder), folder / "spec.vnnlib", timeout, scratch))
 
 
 def scripts(folder: Path, run: str, prepare: str = "") -> VnncompTool:
@@ -108,7 +79,7 @@ def test_marabou_by_its_scripts(tmp_path: Path) -> None:
 def save_folder(folder: Path, version: str = "1.0") -> Path:
     """Two instances, robust and broken."""
     folder.mkdir()
-    model, write = network(folder), specification_1 if version == "1.0" else specification_2
+    model, write = save_tiny_network(folder), tiny_specification if version == "1.0" else specification_2
     for name, high in (("robust", 0.2), ("broken", 1.0)):
         (folder / f"{name}.vnnlib").write_text(write(high))
     rows = [f"{model.name},{name}.vnnlib,20" for name in ("robust", "broken")]

@@ -10,14 +10,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ctkd.errors import BadInput, RunFailed
 from ctkd.verifying import Answer, Finished, Query, Verdict, run_program
-from ctkd.vnnlib import read_specification
+from ctkd.vnnlib import NotPlainError, parse_witness, plain_text, read_specification
 from ctkd_neuralsat.options import NeuralSatOptions
-from ctkd_neuralsat.plain import NotPlainError, plain_text
 
 INSTALL = (
     "python -m venv nsat && nsat/bin/pip install neuralsat==0.2.17, then --set neuralsat.python=nsat/bin/python "
@@ -33,7 +29,6 @@ print(torch.__version__)
 """
 VERDICTS: dict[str, Verdict] = {"unsat": "verified", "sat": "falsified", "timeout": "timeout", "unknown": "unknown"}
 FIRST = re.compile(r"([a-z]+),[0-9.]+")
-PAIR = re.compile(r"\(\s*([XY])_([0-9]+)\s+(-?[0-9][0-9.]*(?:e[-+]?[0-9]+)?)\s*\)", re.ASCII)
 ASKING = 120.0
 """Seconds for its version: PyTorch may be slow to load the first time."""
 
@@ -98,24 +93,13 @@ class NeuralSat:
             return Answer("error", message=_reason(done, first), log=log)
         verdict = VERDICTS[match[1]]
         message = "it gave up" if verdict == "unknown" else ""
-        return Answer(verdict, _witness(rest) if verdict == "falsified" else None, message=message, log=log)
+        return Answer(verdict, parse_witness(rest) if verdict == "falsified" else None, message=message, log=log)
 
     def _variables(self) -> dict[str, str]:
         """ctkd's environment without what belongs to ctkd's own Python."""
         own = ("PYTHONHOME", "PYTHONPATH", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__")
         kept = {name: value for name, value in os.environ.items() if name not in own}
         return {**kept, "PYTHONPATH": os.pathsep.join(map(str, self.options.path))} if self.options.path else kept
-
-
-def _witness(text: str) -> NDArray[np.float64] | None:
-    """``((X_0 0.5) ... (Y_0 -0.1) ...)``; the outputs are not used."""
-    body = text.strip()
-    if not (body.startswith("(") and body.endswith(")")) or PAIR.sub("", body[1:-1]).strip():
-        return None
-    inputs = [(int(index), float(value)) for letter, index, value in PAIR.findall(body[1:-1]) if letter == "X"]
-    if not inputs or [index for index, _ in inputs] != list(range(len(inputs))):
-        return None
-    return np.array([value for _, value in inputs])
 
 
 def _reason(done: Finished, first: str) -> str:

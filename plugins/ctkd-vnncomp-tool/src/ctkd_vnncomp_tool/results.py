@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctkd.verifying import Answer, Verdict
+from ctkd.vnnlib import parse_witness
 
 VERDICTS: dict[str, Verdict] = {
     "sat": "falsified",
@@ -24,7 +25,6 @@ VERDICTS: dict[str, Verdict] = {
 }
 """The first line; ``violated`` and ``holds`` are the words of older editions."""
 NUMBER = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?", re.ASCII)
-PAIR = re.compile(r"\(\s*([XY])_([0-9]{1,9})\s+([^\s()]+)\s*\)", re.ASCII)
 DIMENSIONS = r"\[\s*((?:[0-9]{1,9}(?:\s*,\s*[0-9]{1,9}){0,15})?)\s*\]"
 HEADER = re.compile(rf"[A-Za-z][A-Za-z0-9_]*\s+[A-Za-z0-9]+\s+{DIMENSIONS}", re.ASCII)
 
@@ -46,24 +46,10 @@ def read_results(text: str, log: str) -> Answer:
         return Answer(verdict, message="it gave up" if verdict == "unknown" else "", log=log)
     if not rest.strip():
         return Answer("falsified", message="it gives no witness", log=log)
-    witness = _pairs(rest) if rest.lstrip().startswith("(") else _columns(rest)
+    witness = parse_witness(rest) if rest.lstrip().startswith("(") else _columns(rest)
     if witness is None:  # no numbers, where None would say that there was no witness
         return Answer("falsified", np.empty(0), message="its witness cannot be read", log=log)
     return Answer("falsified", witness, log=log)
-
-
-def _pairs(text: str) -> NDArray[np.float64] | None:
-    """``((X_0 0.5) ... (Y_0 -0.1) ...)``: indices of X ascending from 0 without gaps. Y is not used."""
-    body = text.strip()
-    if not (body.startswith("(") and body.endswith(")")):
-        return None
-    found = PAIR.findall(body[1:-1])
-    if PAIR.sub("", body[1:-1]).strip():  # something else stands there, too
-        return None
-    inputs = [(int(index), value) for letter, index, value in found if letter == "X"]
-    if [index for index, _ in inputs] != list(range(len(inputs))):
-        return None
-    return _numbers([value for _, value in inputs])
 
 
 def _columns(text: str) -> NDArray[np.float64] | None:

@@ -1,15 +1,16 @@
 # SPDX-FileCopyrightText: The ctkd contributors
 # SPDX-License-Identifier: MIT
-"""Writes a specification in the one form of VNN-LIB 1.0 that NeuralSAT reads whole.
+"""Writes a specification in the one form of VNN-LIB 1.0 that verifiers agree on.
 
-Of other forms it drops assertions without a message, so that what it answers belongs to another property.
+Of other forms alpha-beta-CROWN reads few, and NeuralSAT drops assertions without a message, so that what it answers
+belongs to another property.
 """
 
 from __future__ import annotations
 
 from fractions import Fraction
 
-from ctkd.vnnlib import Specification
+from ctkd.vnnlib.specification import Specification
 
 DIGITS = 2000
 """Decimals that a number may have."""
@@ -20,9 +21,11 @@ class NotPlainError(Exception):
 
 
 def plain_text(specification: Specification) -> str:
-    """Bounds of inputs, then one ``or`` of ``and``s of comparisons: of two outputs, or of one with a number.
+    """The same property in VNN-LIB 1.0: bounds of inputs, then one ``or`` of ``and``s of comparisons, of two outputs
+    or of one with a number. Numbers are exact decimals without an exponent.
 
-    Raises: NotPlainError.
+    Raises:
+        NotPlainError: it has several input boxes, a sum of outputs, or a number without a decimal form.
     """
     if len(specification.boxes) != 1:
         raise NotPlainError("it has several input boxes")
