@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: MIT
 """The grid of grid.py with more methods, both teachers for each objective, eps 0.3, and a part for complete verifiers.
 
-    python docs/results/mnist-grid/wide.py --data-dir data [--jobs 2] [--revision HEAD] [--seeds 0 1 2] [--parts 0.3]
+    python docs/results/mnist-grid/wide.py --data-dir data [--jobs 2] [--revision HEAD] [--seeds 0 1 2] [--parts 0.3 ...]
     python docs/results/mnist-grid/wide.py --data-dir data --again 17      # row 17 once more, beside what is stored
 
 Each method has the same budget: two short trials without a teacher, with seed 0, on 2,000 validation images; the better
@@ -190,6 +190,7 @@ def main() -> None:
     parser.add_argument("--revision", default="HEAD", help="whose code runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument("--bounds", nargs="+", choices=list(PARTS["0.1"].choices), help="only these methods")
     parser.add_argument("--again", type=int, metavar="ROW", help="run one stored row again, from 1, and compare")
     parser.add_argument("--table", action="store_true", help="print the table of finished rows and stop")
     options = parser.parse_args()
@@ -207,6 +208,7 @@ def main() -> None:
     runner = Runner(book, data_dir, code)
     tuned = [json.loads(line) for line in grid.ROWS.read_text().splitlines()]
     todo = [cell for cell in missing_from(tuned) if cell.part in options.parts]
+    todo = [cell for cell in todo if options.bounds is None or cell.bound in options.bounds]
     with ThreadPoolExecutor(options.jobs) as pool:
         tried = [
             pool.submit(runner.trial, part, bound, choice)
