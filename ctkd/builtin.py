@@ -300,6 +300,8 @@ def ctkd_commands() -> list[Registration]:
         Registration("check-proofs", "ctkd.cli.check_proofs:command", "Replay stored proofs by separate code."),
         Registration("radii", "ctkd.cli.radii:command", "Find each sample's certified radius."),
         Registration("report", "ctkd.cli.report:command", "Write one HTML page about runs, or comparing them."),
+        Registration("curves", "ctkd.cli.curves:command", "Draw robustness curves of several runs in one picture."),
+        Registration("weak", "ctkd.cli.weak:command", "Rank the weakest samples, make a validation set of them."),
         Registration("verify", "ctkd.cli.verify:command", "Ask external verifiers about a run or instances."),
         Registration("export", "ctkd.cli.export:command", "Write what verifiers read, or a whole benchmark."),
         Registration("sweep", "ctkd.cli.sweep:command", "Search over configurations, on validation images."),

@@ -24,9 +24,10 @@ from ctkd.errors import BadInput
 from ctkd.exporting import export, export_beside
 from ctkd.interrupt import stop_request
 from ctkd.machine import prepared
-from ctkd.preflight import check, check_device, check_precision, check_student
+from ctkd.preflight import check, check_devices, check_precision, check_student
 from ctkd.progress import Reporter
 from ctkd.proving import check_proofs
+from ctkd.report.curves import curves
 from ctkd.report.write import report
 from ctkd.runfolder import RunFolder
 from ctkd.session import Session, load_data, selected, versions
@@ -35,12 +36,14 @@ from ctkd.sweep import command as sweeping
 from ctkd.sweep.study import Definition
 from ctkd.trained import certify, certify_each, load_student, lock, radii, set_threads, voice_of
 from ctkd.verify.command import verify
+from ctkd.weak.command import weak
 
 __all__ = [
     "certify",
     "certify_each",
     "check",
     "check_proofs",
+    "curves",
     "export",
     "export_benchmark",
     "load_student",
@@ -51,6 +54,7 @@ __all__ = [
     "sweep",
     "train",
     "verify",
+    "weak",
 ]
 
 
@@ -87,7 +91,7 @@ def train(
     voice = voice_of(reporter)
     resolved = resolve(settings, config)
     check_imports(resolved, allow_import)
-    check_device(resolved.train.device)
+    check_devices(resolved)
     check_precision(resolved)
     set_threads(resolved.train.threads)
     # The thread count belongs to the result: it is recorded even where it was left open.
@@ -133,7 +137,7 @@ def resume(
             folder.tidy()
         config = resolve(file=folder.config)
         check_imports(config, allow_import)
-        check_device(config.train.device)
+        check_devices(config)
         set_threads(config.train.threads)
         session = Session(config, folder, load_data(config), voice_of(reporter), stop)
         return folder, _work(session, certify)

@@ -20,7 +20,8 @@ class ArrayOptions(Options):
     """How the training images are divided."""
 
     validation: Unit = 0.1
-    """Share of the training images that is held out, always the same ones."""
+    """Share of the training images that is held out, always the same ones; not used where there are validation
+    images of their own."""
 
 
 def to_images(array: np.ndarray, where: str) -> Tensor:
@@ -51,14 +52,16 @@ def to_labels(array: np.ndarray, where: str) -> Tensor:
     return torch.from_numpy(flat.astype(np.int64))
 
 
-def divided(name: str, train: Split, test: Split, share: float, classes: int) -> Data:
-    """A data set of which a share of the training images is held out for validation.
+def divided(name: str, train: Split, test: Split, share: float, classes: int, validation: Split | None = None) -> Data:
+    """A data set with validation images of its own, or else a share of the training images held out for validation.
 
     Raises: BadInput if one of the two parts would be empty.
     """
     from ctkd.api import Data, Split
     from ctkd.data.checks import hold_out
 
+    if validation is not None:
+        return Data(name, train, validation, test, classes)
     size = round(share * len(train))
     if not 0 < size < len(train):
         raise BadInput(

@@ -17,7 +17,7 @@ from ctkd.report.svg import COLOURS, Picture, sheet
 
 MARKERS = "osD^vP*X"
 SERIES = 8
-"""Colours, then they come again; marker and number still tell runs apart."""
+"""Colours, then they come again, with other markers."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,10 @@ def front(results: Mapping[int, Result]) -> frozenset[int]:
     )
 
 
-def series(number: int) -> dict[str, Any]:
+def series(number: int, colours: Mapping[str, str] = COLOURS) -> dict[str, Any]:
     """Colour and marker of a run in the plots."""
-    return {"color": COLOURS[f"series-{number % SERIES}"], "marker": MARKERS[number % len(MARKERS)]}
+    marker = MARKERS[(number + number // SERIES) % len(MARKERS)]
+    return {"color": colours[f"series-{number % SERIES}"], "marker": marker}
 
 
 def label(number: int, name: str, length: int = 26) -> str:
@@ -159,9 +160,17 @@ def curves_picture(name: str, title: str, members: Mapping[int, Run]) -> Picture
 
 
 def radii_of(run: Run) -> Radii | None:
-    """Radii under the protocol of the run's curve; of another one where that has none."""
-    wanted = [run.results.radii.get((result.split, result.protocol)) for result in run.curve[:1]]
-    return next((radii for radii in [*wanted, *run.results.radii.values()] if radii is not None), None)
+    """Radii under the protocol of the run's curve; of another one for the same images where that has none."""
+    known = run.results.radii
+    if not run.curve:
+        return next(iter(known.values()), None)
+    first = run.curve[0]
+    others = [
+        radii
+        for (split, details), radii in known.items()
+        if (split, json.loads(details).get("data", "")) == (first.split, first.data)
+    ]
+    return known.get((first.split, first.protocol)) or next(iter(others), None)
 
 
 def by_data(runs: Sequence[Run]) -> dict[str, dict[int, Run]]:

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: MIT
 """The grid of grid.py with more methods, both teachers for each objective, eps 0.3, and a part for complete verifiers.
 
-    python docs/results/mnist-grid/wide.py --data-dir data [--jobs 2] [--revision HEAD] [--seeds 0 1 2] [--parts 0.3 ...]
+    python docs/results/mnist-grid/wide.py --data-dir data [--jobs 2] [--revision HEAD] [--seeds 0 1 2] [--parts 0.3]
     python docs/results/mnist-grid/wide.py --data-dir data --again 17      # row 17 once more, beside what is stored
 
 Each method has the same budget: two short trials without a teacher, with seed 0, on 2,000 validation images; the better
