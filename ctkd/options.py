@@ -141,5 +141,7 @@ def _explain(options: type[Options], role: str, detail: dict[str, Any]) -> str:
         return f"{name} is not an option: {nearest(where, options.model_fields)}"
     if detail["type"] == "missing":
         return f"{name} must be given"
+    if detail["type"] in ("tuple_type", "list_type"):
+        return f"{name}={detail['input']}: must be a list, such as [{detail['input']}]"
     reason = detail["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
     return f"{name}={detail['input']}: {reason}" if where else f"{role}: {reason}"  # several options at odds

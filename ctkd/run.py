@@ -20,7 +20,7 @@ from ctkd.cite import entries
 from ctkd.competition import export_benchmark
 from ctkd.config import RunConfig, check_imports, dump, resolve
 from ctkd.distributed import from_leader, leads, together, wait, world
-from ctkd.errors import BadInput
+from ctkd.errors import BadInput, RunFailed
 from ctkd.exporting import export, export_beside
 from ctkd.interrupt import stop_request
 from ctkd.machine import prepared
@@ -214,9 +214,15 @@ def resume_sweep(
 
 def _work(session: Session, certify: bool) -> dict[str, Any]:
     try:
-        return _phases(session, certify)
-    finally:
-        session.clock.tick()
+        try:
+            return _phases(session, certify)
+        finally:
+            session.clock.tick()
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # a full disk
+        where = f"{error.filename or session.folder.path}: {error.strerror or error}"
+        raise RunFailed(f"{where}; what was stored before is kept. {session.resume_hint}") from error
 
 
 def _phases(session: Session, certify: bool) -> dict[str, Any]:

@@ -66,7 +66,9 @@ class RunFolder:
     def open(path: Path) -> RunFolder:
         """Raises: BadInput if the folder is not a run."""
         if not (path / MARKER).is_file():
-            what = "is not a run folder (it has no run.json)" if path.is_dir() else "does not exist"
+            what = "does not exist"
+            if path.exists():
+                what = "is not a run folder (it has no run.json)" if path.is_dir() else "is a file"
             raise BadInput(f"{path} {what}; name a folder that `ctkd train` made")
         return RunFolder(path)
 

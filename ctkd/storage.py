@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file atomically: a killed process leaves the old file or the new one."""
+    """Write a file atomically: a killed process leaves the old file or the new one.
+
+    Raises: OSError that names the file.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -26,6 +29,8 @@ def write_bytes(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:  # a full disk names no file
+        raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -35,6 +35,6 @@ def command(run: Path, data_dir: Path | None, as_json: bool) -> None:
     else:
         for one in found["refused"]:
             print(f"refused: {one['split']} sample {one['sample']} at eps {one['eps']:g}: {one['reason']}")
-        print(f"{found['checked']} proofs hold")
+        print(f"proofs that hold: {found['checked']}")
     if found["refused"]:
         raise RunFailed(f"{len(found['refused'])} of {found['checked'] + len(found['refused'])} proofs do not hold")

@@ -18,7 +18,9 @@ import click
 from ctkd.errors import BadInput
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.progress import Progress, TaskID
+    from rich.table import Table
 
     from ctkd.progress import Reporter
 
@@ -86,8 +88,11 @@ def settings_of(flags: Mapping[str, Any]) -> dict[str, Any]:
     values = {FLAGS[name]: value for name, value in flags.items() if name in FLAGS and value is not None}
     names = enumerate(flags.get("teacher", ()), start=1)
     values |= {"teacher.name" if i == 1 else f"teacher.{i}.name": name for i, name in names}
-    values.update(parse_setting(text) for text in flags.get("settings", ()))
-    return values
+    settings = dict(parse_setting(text) for text in flags.get("settings", ()))
+    for path in values.keys() & settings.keys():
+        if str(values[path]) != str(settings[path]):
+            raise BadInput(f"{path} is {values[path]} by its flag and {settings[path]} by --set; give one of them")
+    return values | settings
 
 
 def json_option(function: F) -> F:
@@ -217,9 +222,19 @@ class Live:
         self.console.print(f"[yellow]warning:[/] {message}", highlight=False, soft_wrap=True)
 
 
+def print_table(table: Table) -> Console:
+    """On standard output, all of it: a narrow terminal breaks lines, not words. Returns where to print the rest."""
+    from rich.console import Console
+    from rich.measure import Measurement
+
+    console = Console()
+    needed = Measurement.get(console, console.options.update(max_width=10_000), table).maximum
+    Console(width=max(console.width, needed)).print(table)
+    return console
+
+
 def results_table(summary: Mapping[str, Any]) -> None:
     """Teacher and student side by side, on standard output."""
-    from rich.console import Console
     from rich.table import Table
 
     part = f"{summary['samples']} {summary['split']} samples, eps {summary['eps']:.4g}"
@@ -232,8 +247,7 @@ def results_table(summary: Mapping[str, Any]) -> None:
         table.add_row(who, percent(teacher["natural_accuracy"]), percent(teacher["adversarial_accuracy"]), "-")
     keys = ("natural_accuracy", "adversarial_accuracy", "certified_accuracy")
     table.add_row("model" if "model" in summary else "student", *(percent(summary[key]) for key in keys))
-    console = Console()
-    console.print(table)
+    console = print_table(table)
     for line in notes(summary):
         console.print(line, highlight=False, soft_wrap=True)
 
@@ -257,9 +271,14 @@ def notes(summary: Mapping[str, Any]) -> list[str]:
             lines.append(
                 f"robust accuracy lies between {percent(low)} and {percent(high)}: undecided samples may be either"
             )
+    if (devices := summary.get("devices", {})) and set(devices) != {"cpu"}:
+        lines.append(f"computed on {', '.join(f'{name} ({count})' for name, count in devices.items())}")
     lines += [f"float32: {said}" for said in described(summary)]
     error = summary.get("certified_standard_error")
-    if error is not None:
+    if error == 0:  # rule of three
+        rest = percent(min(1, 3 / summary["samples"]))
+        lines.append(f"a part of the split, all alike: fewer than {rest} of the split differ, with 95 % confidence")
+    elif error is not None:
         lines.append(f"a part of the split: certified accuracy +- {percent(error)} (one binomial standard error)")
     if summary.get("validation_seen_in_training"):
         lines.append("trained on training and validation data; validation figures are optimistic")

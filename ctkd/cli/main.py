@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import difflib
+import io
 import os
 import sqlite3
 import sys
@@ -68,6 +69,7 @@ def run(arguments: Sequence[str]) -> int:
 
     Of several processes (``ctkd.distributed``) one reports.
     """
+    _print_anywhere()
     try:
         for argument in arguments:
             if not argument.isprintable():
@@ -98,8 +100,15 @@ def run(arguments: Sequence[str]) -> int:
         _print_error(error, f"error: a results file cannot be used: {error}; what is stored is left as it is")
         return 1
     except OSError as error:  # a full disk, a folder that vanished
-        _print_error(error, f"error: {error.filename or 'file'}: {error.strerror or error}")
+        _print_error(error, f"error: {error.filename or 'output'}: {error.strerror or error}")
         return 1
+
+
+def _print_anywhere() -> None:
+    """What a terminal's encoding lacks, such as a Greek letter, is printed as its code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _print_error(error: BaseException, line: str) -> None:

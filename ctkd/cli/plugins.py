@@ -66,7 +66,9 @@ def show(name: str, as_json: bool) -> None:
         if plugin["sound"] is not None:
             print(f"  training loss: {'a sound bound' if plugin['sound'] else 'an estimate, not a bound'}")
         for option in plugin["options"]:
-            default = "none" if option["default"] is None else option["default"]
+            default = option["default"]
+            if default is None or isinstance(default, bool):  # as a configuration writes it
+                default = str(default).lower()
             print(f"  {option['name']} = {default}  ({option['type']})  {option['help'].replace('``', '')}".rstrip())
 
 

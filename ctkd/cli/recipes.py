@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from ctkd import recipes
-from ctkd.cli.common import json_option, print_json
+from ctkd.cli.common import json_option, print_json, print_table
 from ctkd.errors import BadInput
 from ctkd.recipes.header import Figures
 
@@ -22,10 +22,6 @@ Examples:
   ctkd recipes copy cifar10-2-255-cc-ibp my.toml
   ctkd train --recipe cifar10-2-255-cc-ibp --data-dir data
 """
-
-
-WIDTH = 120
-"""Columns that the table needs."""
 
 
 @click.group(epilog=EPILOG, invoke_without_command=True)
@@ -43,7 +39,6 @@ def command(context: click.Context, as_json: bool) -> None:
         print_json([recipe.facts() for recipe in found])
         return
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=box.SIMPLE)
@@ -54,8 +49,7 @@ def command(context: click.Context, as_json: bool) -> None:
         natural, certified = (percent(getattr(first, key, None)) for key in ("natural", "certified"))
         ran = "yes" if recipe.header.rerun else "no"
         table.add_row(recipe.name, recipe.header.method, recipe.header.code, natural, certified, ran)
-    console = Console()
-    Console(width=max(console.width, WIDTH)).print(table)
+    print_table(table)
     print("published figures in percent; `ctkd recipes show NAME` says where they stand")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from ctkd.cli.common import config_options, json_option, percent, print_json, reporter, settings_of
+from ctkd.cli.common import config_options, json_option, percent, print_json, print_table, reporter, settings_of
 from ctkd.errors import BadInput
 
 EPILOG = """\b
@@ -110,7 +110,6 @@ def _seeds(text: str | None) -> tuple[int, ...]:
 
 
 def _table(path: Path, found: Mapping[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     names, front = found["objectives"], [trial for trial in found["trials"] if trial["front"]]
@@ -126,8 +125,7 @@ def _table(path: Path, found: Mapping[str, Any]) -> None:
     for trial in sorted(front, key=lambda trial: trial["mean"][names[0]]):
         values = "  ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in trial["values"].items())
         table.add_row(str(trial["number"]), *(_figure(trial, name) for name in names), values)
-    console = Console()
-    console.print(table)
+    console = print_table(table)
     first = front[0]["runs"][0]["run"]
     for line in (
         *([f"{len(found['failed'])} trials failed; {path / 'results.json'} says why"] if found["failed"] else []),

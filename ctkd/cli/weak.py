@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from ctkd.cli.common import json_option, print_json
+from ctkd.cli.common import json_option, print_json, print_table
 
 EPILOG = """\b
 Examples:
@@ -87,7 +87,6 @@ def command(
 
 
 def _table(found: Mapping[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     samples, runs, by = found["samples"], found["runs"], found["by"]
@@ -107,9 +106,8 @@ def _table(found: Mapping[str, Any]) -> None:
         rank = [] if alone else [sample["rank"]]
         cells = [one[key] for one in sample["runs"] for key in columns.values()]
         table.add_row(*map(_cell, [sample["sample"], sample["label"], *rank, *cells]))
-    console = Console()
-    console.print(title, highlight=False, soft_wrap=True)
-    console.print(table)
+    click.echo(title)
+    console = print_table(table)
     lines = [] if alone else [f"{k}: {run}" for k, run in enumerate(runs, start=1)]
     if found["out"] is not None:
         radius = "EPS" if found["eps"] is None else f"{found['eps']:.6g}"

@@ -53,7 +53,9 @@ class Imported:
             factory = load(reference)
             made: Any = factory(input_shape, classes) if _takes_two(factory) else factory()
         except (Exception, SystemExit) as error:  # the user's code: anything may come out of it
-            raise BadInput(f"{reference} cannot be used: {type(error).__name__}: {error}") from None
+            missing = isinstance(error, ModuleNotFoundError) and reference.startswith(f"{error.name}")
+            hint = f"; looked in {Path.cwd()} and among what is installed" if missing else ""
+            raise BadInput(f"{reference} cannot be used: {type(error).__name__}: {error}{hint}") from None
         finally:
             sys.path.pop(0)
         if not isinstance(made, nn.Module):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ctkd.errors import BadInput, RunFailed
+from ctkd.runfolder import RunFolder
 from ctkd.storage import write_bytes
 
 NEEDED = ("jinja2", "matplotlib")
@@ -56,6 +57,8 @@ def report(
 
     folders = list({path.resolve(): path for path in runs}.values())
     path = out or (folders[0] if len(folders) == 1 else Path()) / "report.html"
+    for folder in folders:
+        RunFolder.open(folder)
     _check_target(path, force)
     found = [read_run(folder, data_dir, images=pictures > 0) for folder in folders]
     page = render(found, pictures)

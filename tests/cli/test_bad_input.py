@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import shutil
@@ -61,6 +62,8 @@ def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["--set", "trian.seed=1"], "trian.seed: no section 'trian': did you mean 'train'?"),
         (["--set", "train.seeds=1"], "train.seeds is not an option: did you mean 'seed'?"),
         (["--set", "bound"], "--set bound: write section.key=value"),
+        (["--bound", "cc-ibp", "--set", "bound.name=ibp"], "bound.name is cc-ibp by its flag and ibp by --set"),
+        (["--set", "train.milestones=5"], "train.milestones=5: must be a list, such as [5]"),
         (["--bound", "cc-ibp", "--set", "bound.alpha=3"], "bound.alpha=3: must be less than or equal to 1"),
         (["--set", "train.batch_size=0"], "train.batch_size=0: must be greater than or equal to 1"),
         (["--set", "train.ramp=100"], "warmup + ramp"),
@@ -289,6 +292,17 @@ def test_not_a_run(ctkd_command: Command, empty: Path) -> None:
     refused(ctkd_command("certify", "absent"), "absent does not exist; name a folder that `ctkd train` made")
     refused(ctkd_command("train", "--resume", str(empty)), "is not a run folder (it has no run.json)")
     refused(ctkd_command("export", "absent", "x"), "absent does not exist")
+    refused(ctkd_command("report", "absent"), "absent does not exist")
+
+
+def test_a_file_in_the_place_of_a_folder(ctkd_command: Command, empty: Path) -> None:
+    (empty / "notes.md").write_text("x")
+    refused(ctkd_command("certify", "notes.md"), "notes.md is neither a run folder nor an ONNX model, MODEL.onnx")
+    refused(ctkd_command("export", "notes.md", "x"), "notes.md is a file; name a folder that `ctkd train` made")
+    refused(
+        ctkd_command("train", "--dataset", "./notes.md", "--eps", "0.1"),
+        "notes.md: is a file, not a folder of images",
+    )
 
 
 def test_resume_takes_no_other_options(ctkd_command: Command, quick_run: tuple[Path, Any]) -> None:
@@ -328,6 +342,27 @@ def test_a_damaged_student_is_refused(ctkd_command: Command, tmp_path: Path, qui
     data[-5] ^= 0x40
     path.write_bytes(data)
     refused(ctkd_command("certify", str(run)), f"{path}: the weights do not match their checksum")
+
+
+def test_a_full_disk_is_named(
+    ctkd_command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick_run: tuple[Path, Any]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(quick_run[0], run)
+    (run / "summary.json").unlink()
+
+    def full(number: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("ctkd.storage.os.fsync", full)
+    code, _, err = ctkd_command("train", "--resume", str(run))
+    *_, line = err.splitlines()
+    assert code == 1
+    assert line.startswith(f"error: {run}/")
+    assert "No space left on device; what was stored before is kept" in line
+    assert line.endswith(f"Go on with: ctkd train --resume {run}")
+    monkeypatch.undo()
+    assert ctkd_command("train", "--resume", str(run))[0] == 0
 
 
 def test_results_that_cannot_be_written_or_read(
@@ -418,5 +453,7 @@ def test_a_full_disk_is_one_line(
     monkeypatch.setattr(checkpoint, "write_tensors", full)
     code, out, err = ctkd_command("train", "--teacher", "none", "--epochs", "1", "--out", str(tmp_path / "run"))
     assert (code, out) == (1, "")
-    assert err.splitlines()[-1].endswith("checkpoint-next.safetensors: No space left on device")
+    assert (
+        "checkpoint-next.safetensors: No space left on device; what was stored before is kept" in err.splitlines()[-1]
+    )
     assert "Traceback" not in err
