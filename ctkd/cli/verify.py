@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from ctkd.cli.certify import certify_settings
-from ctkd.cli.common import json_option, percent, print_json, reporter
+from ctkd.cli.common import json_option, percent, print_json, print_table, reporter
 from ctkd.errors import BadInput
 
 EPILOG = """\b
@@ -27,7 +27,13 @@ VERDICTS = ("verified", "falsified", "unknown", "timeout", "error")
 
 @click.command(epilog=EPILOG)
 @click.argument("path", type=click.Path(path_type=Path))
-@click.option("--verifier", "verifiers", required=True, multiple=True, help="Tools, with commas; repeatable.")
+@click.option(
+    "--verifier",
+    "verifiers",
+    required=True,
+    multiple=True,
+    help="Tools, with commas; repeatable. NAME:LABEL: several of one plugin.",
+)
 @click.option("--spec", type=click.Path(path_type=Path), help="VNN-LIB file, where PATH is an ONNX file.")
 @click.option("--dataset", help="In place of --spec: a data set, such as mnist; also file.npz or a folder of images.")
 @click.option("--eps", help="Radius of the samples; default: the run's. An ONNX model has none.")
@@ -79,17 +85,15 @@ def show(found: Mapping[str, Any], *, as_json: bool) -> None:
 
 
 def _table(found: Mapping[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{found['instances']} instances of {found['path']}", title_justify="left")
+    table = Table(title=f"instances asked about: {found['instances']}, of {found['path']}", title_justify="left")
     table.add_column("")
     for column in (*VERDICTS, "seconds"):
         table.add_column(column, justify="right")
     for name, tool in found["verifiers"].items():
         table.add_row(name, *(str(tool[verdict]) for verdict in VERDICTS), f"{tool['seconds']:.1f}")
-    console = Console()
-    console.print(table)
+    console = print_table(table)
     for line in _notes(found):
         console.print(line, highlight=False, soft_wrap=True)
 

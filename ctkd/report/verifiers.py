@@ -8,7 +8,7 @@ import json
 import sqlite3
 import statistics
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -78,15 +78,22 @@ def read_answers(connection: sqlite3.Connection, network: str) -> list[Answered]
     ]
 
 
-def together(result: Result, answers: list[Answered]) -> dict[str, int] | None:
-    """Samples of a result that ctkd or a tool ``proved`` or ``broke``, and the ``open`` ones; None without answers."""
-    mine = [a for a in answers if (a.eps, a.split, a.data) == (result.eps, result.split, result.data)]
+def together(result: Result, found: Sequence[Result], answers: Sequence[Answered]) -> dict[str, int] | None:
+    """Samples of a result that ctkd or a tool ``proved`` or ``broke``, and the ``open`` ones; None without answers.
+
+    Args:
+        found: of ctkd, under whatever settings; those about the same boxes count, as they do in ``ctkd verify``.
+    """
+    about = result.eps, result.split, result.data
+    mine = [a for a in answers if (a.eps, a.split, a.data) == about]
     if not mine:
         return None
+    own = [row for each in found if (each.eps, each.split, each.data) == about for row in each.rows]
 
-    def settled(own: str, verdict: str) -> int:
-        theirs = {sample for answered in mine for sample, said in answered.verdicts.items() if said == verdict}
-        return sum(row.status == own or row.sample in theirs for row in result.rows)
+    def settled(status: str, verdict: str) -> int:
+        known = {row.sample for row in own if row.status == status}
+        known |= {sample for answered in mine for sample, said in answered.verdicts.items() if said == verdict}
+        return sum(row.sample in known for row in result.rows)
 
     proved, broke = settled("certified", "verified"), settled("broken", "falsified")
     return {"proved": proved, "broke": broke, "open": len(result.rows) - proved - broke}

@@ -162,7 +162,7 @@ def _card_note(kind: str, result: Result | None, run: Run) -> str:
 
 
 def _answers_text(run: Run) -> str:
-    found = None if run.main is None else together(run.main, list(run.results.answers))
+    found = None if run.main is None else together(run.main, run.results.found, run.results.answers)
     if run.main is None or found is None:
         return ""
     size = len(run.main.rows)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import datetime
 import math
+import re
 import shutil
 import threading
 import time
@@ -39,8 +40,12 @@ LOG = 20_000
 
 @dataclass(eq=False)
 class Tool:
-    """A verifier with its options, checked to be there. ``differences`` remembers comparisons by model."""
+    """A verifier with its options, checked to be there. ``differences`` remembers comparisons by model.
 
+    ``name`` is the plugin's, or ``NAME:LABEL``, by which one plugin is asked with several options.
+    """
+
+    name: str
     entry: Registration
     options: Options
     plugin: Any
@@ -49,20 +54,19 @@ class Tool:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
-    def name(self) -> str:
-        return self.entry.name
-
-    @property
     def formats(self) -> tuple[str, ...]:
         return tuple(getattr(self.plugin, "formats", ("1.0",)))
 
     @staticmethod
     def load(name: str, values: Mapping[str, Any]) -> Tool:
         """Raises: BadInput if there is none of that name, options are wrong, or the tool is not installed."""
+        plugin_name, colon, label = name.partition(":")
+        if colon and not re.fullmatch(r"[A-Za-z0-9_-]+", label):
+            raise BadInput(f"{name}: behind the colon goes a label of letters, digits, '_' and '-'; or leave both out")
         try:
-            entry = registry().find("verifier", name)
+            entry = registry().find("verifier", plugin_name)
         except BadInput as problem:
-            package = f"pip install plugins/ctkd-{name}" if name in PACKAGES else "see `ctkd plugins`"
+            package = f"pip install plugins/ctkd-{plugin_name}" if plugin_name in PACKAGES else "see `ctkd plugins`"
             raise BadInput(f"{problem}; verifiers are packages of their own: {package}") from None
         problems: list[str] = []
         options = validate(options_class(entry), values, name, problems)
@@ -76,7 +80,7 @@ class Tool:
             raise
         except Exception as error:  # a foreign plugin: anything may come out of it
             raise RunFailed(f"verifier {name!r} of {entry.origin}: check raised {one_line(error)}") from error
-        return Tool(entry, options, plugin, versions)
+        return Tool(name, entry, options, plugin, versions)
 
     def compare(self, model: Model, specification: Specification) -> tuple[float | None, str]:
         """The largest difference of its logits from onnxruntime's, None if it cannot be asked; and what is wrong.

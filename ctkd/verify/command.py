@@ -70,7 +70,7 @@ def verify(
     Args:
         path: a run folder, or one that ``ctkd certify MODEL.onnx`` made; a folder with instances.csv (or such a file),
             or an ONNX file.
-        verifiers: names of verifier plugins.
+        verifiers: names of verifier plugins; with labels, as in ``"vnncomp-tool:first"``, one of them several times.
         specification: the VNN-LIB file that goes with an ONNX file.
         dataset: in place of ``specification``: name of a data set, an .npz file or a folder of images; with ``eps``
             alone it is ``digits``. The samples are asked about as a run's, and the answers stand beside the results of
@@ -85,8 +85,8 @@ def verify(
         out: the results file; None is the run's or the model's, or verification.sqlite beside the instances.
         results: a folder that gets ``TOOL/results.csv`` in the form of the competition.
         data_dir: where the data set's files lie; None is where a run found them.
-        settings: ``"NAME.option"`` -> value for verifiers, and ``"certify.samples"``, ``"certify.start"`` and
-            ``"certify.split"`` of a run or data set.
+        settings: ``"NAME.option"`` or ``"NAME:LABEL.option"`` -> value for verifiers, and ``"certify.samples"``,
+            ``"certify.start"`` and ``"certify.split"`` of a run or data set.
         reporter: receives progress; None is silent.
 
     Returns:

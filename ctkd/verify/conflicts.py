@@ -74,7 +74,7 @@ def _write(
         write_bytes(building / "specification.vnnlib", text)
         answers = []
         for k, each in enumerate(stored, 1):
-            prefix = f"{k}-{each.name}"
+            prefix = f"{k}-{each.name}".replace(":", "-")
             answers.append({"file": prefix, **_facts(each)})
             write_text(building / f"{prefix}.log", each.result.log)
             if each.result.witness is not None and each.result.outputs is not None:

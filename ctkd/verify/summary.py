@@ -105,6 +105,8 @@ def write_results(
 ) -> None:
     """``folder/TOOL/results.csv``: category, network, specification, preparation (0), verdict, seconds; no header.
 
+    The colon of a tool ``NAME:LABEL`` becomes a hyphen.
+
     Raises: BadInput if the folder cannot be written.
     """
     for tool in tools:
@@ -115,7 +117,8 @@ def write_results(
             if result is not None:
                 writer.writerow([category, *instance.row, 0, WORDS[result.verdict], f"{result.seconds:.3f}"])
         try:
-            (folder / tool.name).mkdir(parents=True, exist_ok=True)
-            write_text(folder / tool.name / "results.csv", text.getvalue())
+            own = folder / tool.name.replace(":", "-")
+            own.mkdir(parents=True, exist_ok=True)
+            write_text(own / "results.csv", text.getvalue())
         except OSError as error:
             raise BadInput(f"{folder} cannot be written: {error.strerror}") from None

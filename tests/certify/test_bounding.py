@@ -5,11 +5,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import linprog
 from torch import nn
 
 from ctkd.boxes import Box
@@ -142,8 +144,8 @@ def test_a_linear_program_makes_the_bound_exact(name: str, seed: int) -> None:
     assert float(bound(small, part).value) == pytest.approx(float(margin), abs=1e-6)
 
 
-def test_an_empty_region_gets_a_bound_above_zero() -> None:
-    """x >= 0.6 and x <= 0.4, and a margin that is negative everywhere."""
+def two_thresholds() -> tuple[Problem, Subproblems]:
+    """Units that are on for x >= 0.6 and for x <= 0.4, and a margin that is negative everywhere."""
     module = nn.Sequential(nn.Flatten(), nn.Linear(1, 2), nn.ReLU(), nn.Linear(2, 2))
     with torch.no_grad():
         module[1].weight.copy_(torch.tensor([[1.0], [-1.0]]))
@@ -153,9 +155,30 @@ def test_an_empty_region_gets_a_bound_above_zero() -> None:
     net = finalise(module, (1,)).to(torch.float64)
     one = torch.zeros(1, 1, dtype=torch.float64)
     problem = Problem.of(net, Box(one, one + 1), torch.tensor([0]))
-    root = problem.roots(torch.tensor([0]), torch.tensor([1]))
+    return problem, problem.roots(torch.tensor([0]), torch.tensor([1]))
+
+
+def test_an_empty_region_gets_a_bound_above_zero() -> None:
+    problem, root = two_thresholds()
     part, point = leaf.solve(problem, replace(root, sign=torch.ones(1, 2, dtype=torch.int8)), 10.0)
     assert point is None
     assert float(bound(problem, part).value) > 0
     half = replace(root, sign=torch.tensor([[1, -1]], dtype=torch.int8))
     assert float(bound(problem, leaf.solve(problem, half, 10.0)[0]).value) == pytest.approx(-1)
+
+
+def test_both_linear_programs_of_an_empty_region_share_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem, root = two_thresholds()
+    now, limits = [100.0], []
+
+    def slow(*given: Any, options: dict[str, float], **named: Any) -> Any:
+        limits.append(options["time_limit"])
+        now[0] += 7.0
+        return linprog(*given, **named)
+
+    monkeypatch.setattr("scipy.optimize.linprog", slow)
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    empty = replace(root, sign=torch.ones(1, 2, dtype=torch.int8))
+    leaf.solve(problem, empty, 10.0)
+    leaf.solve(problem, empty, 5.0)
+    assert limits == [10.0, 3.0, 5.0, leaf.SHORTEST]

@@ -20,6 +20,7 @@ from ctkd.boxes import Box, perturbation_box
 from ctkd.certify.alpha_crown import AlphaCrownOptions, AlphaCrownStage
 from ctkd.certify.cascade import Cascade
 from ctkd.certify.complete import CompleteOptions, CompleteStage
+from ctkd.certify.proofs import ProofFolder
 from ctkd.certify.stages import CrownStage
 from ctkd.certify.store import Store
 from ctkd.errors import Contradiction, Interrupted, RunFailed
@@ -250,6 +251,22 @@ def test_samples_come_in_the_portions_that_a_stage_asks_for(tmp_path: Path, case
     stage = Scripted(lambda n, b, y: Found(margins(1, y)), at_once=5)
     result, _ = run(*case, 0.001, {"s": stage}, tmp_path / "r.sqlite")
     assert (result.certified, stage.calls) == (12, 3)
+
+
+def test_where_proofs_are_wanted_a_bound_without_one_certifies_nothing(
+    tmp_path: Path, case: tuple[Network, Split]
+) -> None:
+    net, data = case
+    proofs = itertools.cycle(([None], [{"x": torch.zeros(1)}], []))
+    stage = Scripted(lambda n, b, y: Found(margins(1, y), proofs=next(proofs)))
+    folder = ProofFolder(tmp_path / "proofs", {})
+    with Store(tmp_path / "r.sqlite") as store:
+        key = store.settings("net", 0.001, "test", {})
+        cascade = Cascade(net, 0.001, weak_attack(), {"s": stage}, 0)
+        cascade.run(data, range(12), store, key, 50, Silent(), StopRequest(), "Go on", folder)
+        rows = store.rows(key, range(12))
+    assert [row.status == "certified" for row in rows] == [False, True, False] * 4
+    assert all(folder.file(row.sample).exists() == (row.status == "certified") for row in rows)
 
 
 def test_a_signal_loses_no_finished_sample(tmp_path: Path, case: tuple[Network, Split]) -> None:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ctkd.boxes import perturbation_box
+from ctkd.api import Found
+from ctkd.boxes import Box, perturbation_box
 from ctkd.certify.specified import MOST_ROWS, settle, specified
 from ctkd.certify.stages import CrownIBPStage, CrownStage, IBPStage
 from ctkd.errors import BadInput
@@ -194,6 +196,40 @@ def test_a_stage_that_refuses_is_passed_over_and_nan_proves_nothing() -> None:
     read = parse_specification(text([0.0] * 4, [1.0] * 4, 3, "(<= Y_0 -100)"))
     found = settle(random_network(1), read, {"a": Refuses(), "b": Nonsense()}, None)  # type: ignore[dict-item]
     assert (found.verdict, found.refused) == ("unknown", {"a": "no such layer"})
+
+
+def test_stages_bound_the_whole_exact_box() -> None:
+    """Decimals such as 0.1 are no doubles: the box of the stages is rounded outward."""
+    boxes = []
+
+    class Watched:
+        def margins(self, net: Network, box: Box, labels: torch.Tensor) -> torch.Tensor:
+            boxes.append(box)
+            return torch.ones(1, net.classes, dtype=torch.float64)
+
+    read = parse_specification(text([0.0] * 4, [1.0] * 4, 3, "(<= Y_0 0)").replace("X_0 0.00", "X_0 0.1000"))
+    settle(random_network(1), read, {"watched": Watched()}, None)
+    (box,), (exact,) = boxes, read.boxes
+    assert exact.lower[0] == Fraction(1, 10) != Fraction(0.1)
+    assert all(Fraction(v) <= end for v, end in zip(box.lower.flatten().tolist(), exact.lower, strict=True))
+    assert all(Fraction(v) >= end for v, end in zip(box.upper.flatten().tolist(), exact.upper, strict=True))
+
+
+@pytest.mark.parametrize("formula", ["(<= Y_0 -100)", "(>= Y_0 -100)"])
+def test_what_a_stage_calls_a_violation_is_replayed(formula: str) -> None:
+    class Points:
+        def search(self, net: Network, box: Box, labels: torch.Tensor, stop: Any) -> Found:
+            lower = torch.full((1, net.classes), -torch.inf, dtype=torch.float64)
+            return Found(lower, points=box.upper + 5)
+
+    read = parse_specification(text([0.0] * 4, [1.0] * 4, 3, formula))
+    found = settle(random_network(1), read, {"points": Points()}, None)  # type: ignore[dict-item]
+    if formula.startswith("(<="):
+        assert (found.verdict, found.witness) == ("unknown", None)
+    else:
+        assert (found.verdict, found.stage) == ("falsified", "points")
+        assert found.witness is not None
+        assert read.inside(found.witness)
 
 
 def test_a_specification_for_another_network_and_too_many_rows_are_refused() -> None:

@@ -66,6 +66,25 @@ def test_answers_of_verifiers_are_counted_with_ctkds_own(quick: Path, tmp_path: 
     )
 
 
+def test_what_ctkd_found_under_other_settings_counts_too(quick: Path, tmp_path: Path) -> None:
+    open_ones, certified = samples_of(quick, "undecided"), samples_of(quick, "certified")
+    with sqlite3.connect(quick / "certification.sqlite") as connection:
+        network, split, details = connection.execute(
+            "SELECT network, split, details FROM settings WHERE eps = 0.1"
+        ).fetchone()
+        for number, data in ((1001, json.loads(details)["data"]), (1002, "of other images")):
+            other = json.dumps({**json.loads(details), "stages": [{"name": "tight"}], "data": data})
+            connection.execute("INSERT INTO settings VALUES (?, ?, 0.1, ?, ?)", (number, network, split, other))
+            connection.execute(
+                "INSERT INTO samples (settings, sample, label, prediction, status, stage, lower_margin, attack_margin,"
+                " seconds) VALUES (?, ?, 0, 0, 'certified', 'tight', 1.0, 1.0, 0.0)",
+                (number, open_ones[number - 1001]),
+            )
+    answered(quick, {certified[0]: "verified"})
+    report([quick], tmp_path / "r.html", pictures=0)
+    assert f"together prove {len(certified) + 1} (" in Page(tmp_path / "r.html").text
+
+
 def test_a_verifier_that_contradicts_makes_no_report(quick: Path, tmp_path: Path, ctkd_command: Command) -> None:
     answered(quick, {samples_of(quick, "certified")[0]: "falsified"})
     code, _, err = ctkd_command("report", str(quick), "--out", str(tmp_path / "r.html"))

@@ -71,6 +71,23 @@ def test_a_certificate_falls_where_its_margin_is_no_larger_than_the_rounding(tmp
     assert 0 < found["float32"]["largest_bound_error"] < 1e-10 < found["float32"]["largest_deployed_error"]
 
 
+def test_the_rounding_of_network_and_bounds_adds_up(tmp_path: Path) -> None:
+    rows = [row(k, margin) for k, margin in enumerate((1.25, 1.5, 1.75))]
+    with RoundingStore(tmp_path / "r.sqlite") as store:
+        store.add(KEY, dict.fromkeys(range(3), (1.0, 0.5)))
+    found = count(rows, tmp_path / "r.sqlite")
+    assert (found["float32_certified"], found["float32"]["fallen"]) == (1, 2)
+
+
+def test_what_branch_and_bound_certified_is_never_counted_as_holding(tmp_path: Path) -> None:
+    """However large its margin: multipliers are not bounded beforehand."""
+    net, split = case()
+    rows, order = [row(0, 1e9), row(1, 1e9, "complete")], ("crown", "complete")
+    with RoundingStore(tmp_path / "r.sqlite") as store:
+        found = deployed_certificates(net, split, rows, store, KEY, stages=order, batch=2, reporter=Silent())
+    assert (found["float32_certified"], found["float32"]["uncovered"]) == (1, 1)
+
+
 def test_what_is_not_computed_is_said_and_never_counted_as_holding(tmp_path: Path) -> None:
     rows = [row(k, 1e9, "crown" if k < 2 else "exotic") for k in range(6)]
     (said,) = described(count(rows, tmp_path / "r.sqlite"))

@@ -50,6 +50,13 @@ class Second(Honest):
     """Another honest one."""
 
 
+class Patient(Honest):
+    """With an option."""
+
+    class Options(Options):
+        seconds: Positive = 1.0
+
+
 class Verifies(Fake):
     """The wrong verdict where the property fails."""
 

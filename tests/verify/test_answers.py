@@ -48,6 +48,22 @@ def test_two_honest_tools_agree(bench: Path, verify: Verify) -> None:
     assert all(float(row[5]) >= 0 for row in fields)
 
 
+def test_labels_make_several_tools_of_one_plugin(bench: Path, verify: Verify, tmp_path: Path) -> None:
+    both = ("--verifier", "Patient:a,Patient:b", "--set", "Patient:a.seconds=2", "--results", tmp_path / "out")
+    code, found, _ = verify(bench, *both)
+    assert (code, found["asked"], found["settled_by_several"]) == (0, 8, 4)
+    options = {name: tool["options"]["seconds"] for name, tool in found["verifiers"].items()}
+    assert options == {"Patient:a": 2.0, "Patient:b": 1.0}
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["Patient-a", "Patient-b"]
+    code, found, err = verify(bench, *both, "--forget", "Patient:b")
+    assert (code, found["asked"]) == (0, 4)
+    assert "Patient:b: 4 answers forgotten" in err
+    for wrong, words in (("Patient:", "behind the colon goes a label"), ("No:a", "'No'"), ("Patient:a.b", "a label")):
+        code, _, err = verify(bench, "--verifier", wrong)
+        assert code == 2
+        assert words in err
+
+
 def test_the_same_command_asks_nothing_twice(bench: Path, verify: Verify) -> None:
     first = verify(bench, "--verifier", "Honest")[1]
     again = verify(bench, "--verifier", "Honest")[1]
@@ -68,7 +84,7 @@ def test_a_witness_is_stored_as_it_was_replayed(bench: Path, verify: Verify) -> 
 def test_a_table_for_people(bench: Path, ctkd_command: Callable[..., tuple[int, str, str]]) -> None:
     code, out, _ = ctkd_command("verify", str(bench), "--verifier", "Honest,LiesOutside")
     assert code == 0
-    assert "4 instances of" in out
+    assert "instances asked about: 4, of" in out
     assert "LiesOutside: errors, which settle nothing: witness-outside 4" in out
     assert "verified 2, falsified with a replayed witness 2; open 0" in out
 

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 ENOUGH = 1e-9
 """By how much the constraints must miss each other for a region to count as empty."""
+SHORTEST = 0.1
+"""Seconds that a linear program has at least: most take less."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,14 +43,16 @@ def solve(problem: Problem, part: Subproblems, seconds: float) -> tuple[Subprobl
     """One such subproblem with the multipliers of its linear program, and the point where the margin is least.
 
     The program's answer is trusted in nothing: any multipliers give a sound bound, and a point is replayed. There is
-    no point where the region is empty or the solver fails.
+    no point where the region is empty or the solver fails. Where it is empty a second program proves that; both share
+    the seconds.
     """
+    end = time.monotonic() + seconds
     fixed = part.sign[0].nonzero().squeeze(1)
     region = _region(problem, part, fixed)
-    found = _minimum(region, seconds)
+    found = _minimum(region, end)
     point = None
     if found.status == 2:  # infeasible
-        multipliers = _emptiness(problem, part, fixed, region, seconds)
+        multipliers = _emptiness(problem, part, fixed, region, end)
     elif found.status == 0:
         multipliers = -found.ineqlin.marginals if len(fixed) else np.zeros(0)
         point = torch.from_numpy(found.x).to(problem.lower).reshape(1, *problem.network.input_shape)
@@ -61,15 +66,17 @@ def _with(part: Subproblems, fixed: Tensor, multipliers: NDArray[Any]) -> Subpro
     return replace(part, multiplier=torch.zeros_like(part.multiplier).index_copy(1, fixed, values.unsqueeze(0)))
 
 
-def _minimum(region: Region, seconds: float) -> Any:
+def _minimum(region: Region, end: float) -> Any:
+    """``end`` is on the clock of ``time.monotonic``."""
     from scipy.optimize import linprog
 
+    seconds = max(SHORTEST, end - time.monotonic())
     bounds = np.stack([region.lower, region.upper], 1)
     limits = {"A_ub": -region.rows, "b_ub": region.shift} if len(region.rows) else {}
     return linprog(region.cost, **limits, bounds=bounds, method="highs", options={"time_limit": seconds})
 
 
-def _emptiness(problem: Problem, part: Subproblems, fixed: Tensor, region: Region, seconds: float) -> NDArray[Any]:
+def _emptiness(problem: Problem, part: Subproblems, fixed: Tensor, region: Region, end: float) -> NDArray[Any]:
     """Multipliers that prove an empty region: of the least t with ``rows @ x + shift + t >= 0``, made large."""
     count, inputs = region.rows.shape
     slack = Region(
@@ -80,7 +87,7 @@ def _emptiness(problem: Problem, part: Subproblems, fixed: Tensor, region: Regio
         np.append(region.lower, -np.inf),
         np.append(region.upper, np.inf),
     )
-    found = _minimum(slack, seconds)
+    found = _minimum(slack, end)
     if found.status != 0 or found.fun <= ENOUGH:
         return np.zeros(count)
     unit: NDArray[Any] = np.clip(-found.ineqlin.marginals, 0, None)

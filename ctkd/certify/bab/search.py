@@ -205,7 +205,7 @@ class Search:
     def _solve(self, node: _Open) -> None:
         """Close a subproblem without a free unit, or find a counterexample in it; else it is stuck."""
         if self.problem.rectified:
-            part, point = leaf.solve(self.problem, node.part, max(0.1, self.end - time.monotonic()))
+            part, point = leaf.solve(self.problem, node.part, self.end - time.monotonic())
             part = rounded(part)
             lower = float(bound(self.problem, part).value)
             if lower > self.enough:
