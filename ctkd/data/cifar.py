@@ -43,6 +43,7 @@ def _read(name: str, path: Path, key: str, classes: int) -> Arrays:
     batch = read_pickle(path, where)
     missing = [part for part in ("data", key) if part not in batch]
     if missing:
-        raise BadInput(f"{where} holds no {' and no '.join(missing)}; found: {', '.join(map(str, batch)) or 'nothing'}")
+        found = ", ".join(list(batch)[:10]) or "nothing"
+        raise BadInput(f"{where} holds no {' and no '.join(missing)}; found: {found}")
     images = pixels(batch["data"], 32, where)
     return images, labels(batch[key], len(images), classes, where)

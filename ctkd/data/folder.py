@@ -31,6 +31,11 @@ class FolderOptions(ArrayOptions):
     """Images are resized to size x size, bilinearly with antialiasing; by default all must have one size already."""
 
 
+def _classes(part: Path) -> list[str]:
+    """The names of its folders; hidden ones are some program's."""
+    return sorted(folder.name for folder in part.iterdir() if folder.is_dir() and not folder.name.startswith("."))
+
+
 class Folder:
     """One folder per class; classes are numbered in the order of their names. Needs Pillow."""
 
@@ -43,15 +48,25 @@ class Folder:
     def load(self, data_dir: Path | None) -> Data:
         root = self.options.path
         if not root.is_dir():
-            raise BadInput(f"data set {root}: there is no such folder")
+            what = (
+                "is a file, not a folder of images; archives end in .npz"
+                if root.exists()
+                else "there is no such folder"
+            )
+            raise BadInput(f"data set {root}: {what}")
         missing = [str(root / part) for part in ("train", "test") if not (root / part).is_dir()]
         if missing:
             raise BadInput(f"data set {root}: no folder {' and '.join(missing)}; needed: train/CLASS and test/CLASS")
-        names = sorted(folder.name for folder in (root / "train").iterdir() if folder.is_dir())
-        unknown = sorted({folder.name for folder in (root / "test").iterdir() if folder.is_dir()} - set(names))
-        if unknown or not names:
-            what = f"classes {', '.join(unknown)} are in test only" if unknown else "train holds no class folder"
-            raise BadInput(f"data set {root}: {what}")
+        names, tested = (_classes(root / part) for part in ("train", "test"))
+        if not names:
+            raise BadInput(f"data set {root}: train holds no class folder")
+        for only, there, other in (("test", tested, names), ("train", names, tested)):
+            unknown = [name for name in there if name not in other]
+            if unknown:
+                raise BadInput(
+                    f"data set {root}: classes {', '.join(unknown)} are in {only} only; train and test must have the "
+                    "same class folders"
+                )
         splits = [self._split(root / part, names) for part in ("train", "test")]
         return divided(root.name, splits[0], splits[1], self.options.validation, len(names))
 
@@ -64,15 +79,15 @@ class Folder:
         arrays: list[Any] = []
         labels: list[int] = []
         for label, name in enumerate(names):
-            for path in sorted((folder / name).glob("*")):
-                if path.suffix.lower() in SUFFIXES:
-                    arrays.append(self._read(path))
-                    labels.append(label)
-                    if arrays[-1].shape != arrays[0].shape:
-                        first, found = ("x".join(map(str, a.shape[:2])) for a in (arrays[0], arrays[-1]))
-                        raise BadInput(f"{path}: {found} pixels, other images have {first}; set data.size to resize")
-        if not arrays:
-            raise BadInput(f"data set {folder}: no images; accepted: {', '.join(sorted(SUFFIXES))}")
+            paths = [path for path in sorted((folder / name).glob("*")) if path.suffix.lower() in SUFFIXES]
+            if not paths:
+                raise BadInput(f"data set {folder / name}: no images; accepted: {', '.join(sorted(SUFFIXES))}")
+            for path in paths:
+                arrays.append(self._read(path))
+                labels.append(label)
+                if arrays[-1].shape != arrays[0].shape:
+                    first, found = ("x".join(map(str, a.shape[:2])) for a in (arrays[0], arrays[-1]))
+                    raise BadInput(f"{path}: {found} pixels, other images have {first}; set data.size to resize")
         images = to_images(np.stack(arrays), str(folder))
         images = images.unsqueeze(1) if images.dim() == 3 else images.movedim(3, 1).contiguous()
         return Split(images, torch.tensor(labels))

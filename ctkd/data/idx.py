@@ -17,6 +17,8 @@ from ctkd.errors import BadInput
 if TYPE_CHECKING:
     import numpy as np
 
+LONGEST = 100_000_000
+"""Bytes of a file, uncompressed: a short one may be made to grow without end. The largest published one has half."""
 NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
 
@@ -55,7 +57,11 @@ def _read(name: str, places: list[Path], file: str) -> tuple[Path, bytes]:
         for path in (place / f"{file}.gz", place / file):
             if path.is_file():
                 try:
-                    return path, gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+                    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as opened:
+                        contents = opened.read(LONGEST + 1)
+                    if len(contents) > LONGEST:
+                        raise EOFError(f"longer than {LONGEST:,} bytes")
+                    return path, contents
                 except (OSError, EOFError, zlib.error) as error:
                     raise BadInput(f"data set {name!r}: {path} is truncated or damaged ({error})") from None
     raise BadInput(f"data set {name!r}: {file}.gz is missing; looked in {' and '.join(map(str, places))}")

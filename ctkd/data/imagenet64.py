@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,15 +96,25 @@ def _files(data_dir: Path | None, names: tuple[str, ...]) -> list[Path]:
 
 
 def _check_memory(files: list[Path]) -> None:
-    """Before hours of swapping. Pickles are as long as their images; archives may be compressed, and pass."""
+    """Before hours of swapping. Pickles are as long as their images; archives say how long they are uncompressed."""
     import psutil
 
-    needed, free = SPACE * 4 * sum(path.stat().st_size for path in files), psutil.virtual_memory().available
+    needed, free = SPACE * 4 * sum(map(_length, files)), psutil.virtual_memory().available
     if needed > free:
         raise BadInput(
             f"data set 'imagenet64': {len(files) - 1} training files need about {needed / 1e9:.0f} GB of memory, "
             f"{free / 1e9:.0f} GB are free; set data.batches to read fewer"
         )
+
+
+def _length(path: Path) -> int:
+    """In bytes, uncompressed; what is no archive is refused when it is read."""
+    import zipfile
+
+    if path.suffix == ".npz" and zipfile.is_zipfile(path):
+        with contextlib.suppress(Exception), zipfile.ZipFile(path) as archive:
+            return sum(member.file_size for member in archive.infolist())
+    return path.stat().st_size
 
 
 def _read(path: Path) -> Arrays:

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     import numpy as np
 
 
+FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
+"""Formats that are read, whatever a file is called: Pillow reads others by other programs, such as Ghostscript."""
+
+
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[Any]:
     """A Pillow image. Raises: BadInput if Pillow is missing, or the file is no image that can be read."""
@@ -30,7 +34,7 @@ def opened(path: Path) -> Iterator[Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            with Image.open(path, formats=FORMATS) as image:
                 yield image
     except (*wrong, Image.DecompressionBombWarning) as error:
         raise BadInput(f"{path} is no image that can be read: {error}") from None

@@ -14,13 +14,15 @@ from typing import Any, Protocol
 from ctkd.config import check_imports, resolve
 from ctkd.distributed import launched
 from ctkd.errors import BadInput, RunFailed
+from ctkd.preflight import check_devices
 from ctkd.progress import Reporter
 from ctkd.runfolder import RunFolder
+from ctkd.session import load_data
 from ctkd.storage import write_json
 from ctkd.sweep.plot import plot
 from ctkd.sweep.samplers import SAMPLERS
 from ctkd.sweep.space import space_of
-from ctkd.sweep.study import Definition, Sweep, Train, check_installed, open_sweep
+from ctkd.sweep.study import Definition, Sweep, Train, check_installed, open_sweep, usable
 
 TRIALS = 20
 """Unless said otherwise; a grid has as many as it has cells."""
@@ -61,6 +63,9 @@ def begin(
     sampler = SAMPLERS[definition.sampler](space)
     first = resolve({**common, **{key: parameter.ends()[0] for key, parameter in space.items()}}, config)
     check_imports(first, allow_import)
+    # What all trials have in common, and would fail by one after the other.
+    check_devices(first)
+    load_data(first)
     if not definition.seeds:
         definition = replace(definition, seeds=(first.train.seed,))
     common.pop("train.seed", None)
@@ -78,8 +83,9 @@ def go_on(path: Path, train: Train, *, trials: int | None, allow_import: bool, r
     sweep = Sweep(open_sweep(path), trials)
     # The folder may be a stranger's.
     check_imports(replace(sweep.first(), sources={"model.factory": str(path)}), allow_import)
-    sweep.run(train, reporter, lambda: _write(sweep))
-    results = _write(sweep)
+    with usable(sweep.path, RunFailed):
+        sweep.run(train, reporter, lambda: _write(sweep))
+        results = _write(sweep)
     if not results["trials"]:
         failed = results["failed"]
         reason = failed[0]["problem"].splitlines()[0] if failed else "there is none"

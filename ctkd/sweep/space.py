@@ -25,10 +25,16 @@ FORMS = "bound.alpha=0.1:0.9, train.l1=1e-7:1e-4:log or distill.name=none,featur
 FIXED = {
     "certify": "a sweep measures every trial in the same way; give it with --set",
     "export": "nothing is exported in a sweep",
-    "data.name": "trials on different data cannot be compared",
-    "data.dir": "trials on different data cannot be compared",
+    **dict.fromkeys(
+        (
+            f"data.{key}"
+            for key in ("name", "dir", "path", "validation", "batches", "size", "colour", "layout", "classes")
+        ),
+        "trials on different data cannot be compared",
+    ),
     "train.eps": "certified accuracies at different radii cannot be compared",
     "train.seed": "a seed is no hyper-parameter; --seeds 0 1 2 trains each trial with several",
+    "teacher.seed": "a seed is no hyper-parameter; --seeds 0 1 2 trains teachers with several, too",
     "train.final": "the validation images choose, so that they cannot be trained on",
     "train.device": "it belongs to the machine",
     "train.threads": "it belongs to the machine",

@@ -7,13 +7,16 @@ from __future__ import annotations
 import datetime
 import importlib.util
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pydantic import TypeAdapter, ValidationError
+
 from ctkd.config import RunConfig, resolve
-from ctkd.errors import BadInput, RunFailed
+from ctkd.errors import BadInput, CtkdError, RunFailed
 from ctkd.progress import Reporter
 from ctkd.runfolder import MARKER, RunFolder
 from ctkd.storage import read_json, write_json, write_text
@@ -25,7 +28,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 NEEDED = ("optuna", "matplotlib")
-DEFINITION = "sweep.json"
+DEFINITION, STUDY = "sweep.json", "study.sqlite"
 OBJECTIVES: dict[str, Literal["maximize", "minimize"]] = {
     "natural_accuracy": "maximize",
     "certified_accuracy": "maximize",
@@ -67,6 +70,16 @@ class Definition:
 
 
 @dataclass(frozen=True)
+class Content:
+    """What ``sweep.json`` holds."""
+
+    trials: int | None
+    definition: Definition
+    settings: dict[str, Any]
+    format: Literal[1] = 1
+
+
+@dataclass(frozen=True)
 class Outcome:
     """One finished trial.
 
@@ -95,21 +108,19 @@ class Sweep:
     """
 
     def __init__(self, path: Path, trials: int | None = None) -> None:
-        content = read_json(path / DEFINITION)
+        found = read_json(path / DEFINITION)
         try:
-            fields: dict[str, Any] = content["definition"]
-            fields = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
-            self.definition = Definition(**fields)
-            self.settings: Mapping[str, Any] = content["settings"]
-            self.trials: int | None = trials or content["trials"]
-        except (KeyError, TypeError):
+            content = TypeAdapter(Content).validate_python(found)
+        except ValidationError:
             raise BadInput(f"{path / DEFINITION} is damaged, or of another version of ctkd") from None
+        self.definition, self.settings = content.definition, content.settings
+        self.trials = trials or content.trials
         self.path, self.base = path, path / "base.toml"
         self.definition.check()
         self.space = space_of(self.definition.over, self.settings, self.base)
         self.sampler = SAMPLERS[self.definition.sampler](self.space)
         if trials:
-            write_json(path / DEFINITION, {**content, "trials": trials})
+            write_json(path / DEFINITION, {**found, "trials": trials})
 
     @staticmethod
     def create(
@@ -119,7 +130,7 @@ class Sweep:
         path = path or Path("sweeps") / datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S")
         if (path / DEFINITION).exists():
             raise BadInput(f"{path} already holds a sweep; go on with it by `ctkd sweep --resume {path}`")
-        content = {"format": 1, "trials": trials, "definition": asdict(definition), "settings": settings}
+        content = asdict(Content(trials, definition, dict(settings)))
         try:
             if path.exists() and (not path.is_dir() or any(path.iterdir())):
                 raise BadInput(f"{path} exists and is not empty; name a new folder with --out")
@@ -163,12 +174,22 @@ class Sweep:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        return optuna.create_study(
-            storage=f"sqlite:///{self.path / 'study.sqlite'}",
-            study_name="ctkd",
-            directions=[OBJECTIVES[name] for name in self.definition.objectives],
-            load_if_exists=True,
-        )
+        with usable(self.path, BadInput):
+            study = optuna.create_study(
+                storage=f"sqlite:///{self.path / STUDY}",
+                study_name="ctkd",
+                directions=[OBJECTIVES[name] for name in self.definition.objectives],
+                load_if_exists=True,
+            )
+            done = study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE])
+        if len(study.directions) != len(self.definition.objectives) or any(
+            t.params.keys() != set(self.space) for t in done
+        ):
+            raise BadInput(
+                f"{self.path / STUDY} holds trials of another sweep than {self.path / DEFINITION} describes; "
+                "begin a new one"
+            )
+        return study
 
     def _next(self, study: Study) -> FrozenTrial | None:
         """The trial that a stop left unfinished, or a new one; None if there are enough."""
@@ -221,6 +242,19 @@ class Sweep:
         spread = {name: statistics.stdev(run[name] for run in runs) if len(runs) > 1 else None for name in names}
         mean = dict(zip(names, trial.values or [], strict=True))
         return Outcome(trial.number, self._values(trial), mean, spread, runs, front)
+
+
+@contextmanager
+def usable(path: Path, error: type[CtkdError]) -> Iterator[None]:
+    """Raises: the error where Optuna cannot use its file in a sweep's folder."""
+    from optuna.exceptions import StorageInternalError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (SQLAlchemyError, StorageInternalError) as problem:
+        what = str(getattr(problem, "orig", None) or problem).splitlines()[0]
+        raise error(f"{path / STUDY} cannot be used: {what}; what is stored is left as it is") from problem
 
 
 def check_installed() -> None:

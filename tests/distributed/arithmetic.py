@@ -5,8 +5,11 @@
 from __future__ import annotations
 
 import copy
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,12 +18,16 @@ from torch import Tensor, nn
 
 from ctkd import distributed
 from ctkd.accuracy import adversarial_accuracy, interval_report
-from ctkd.api import Needs, Split, Step, TeacherOutputs, full_box
+from ctkd.api import Data, Needs, Split, Step, TeacherOutputs, full_box
+from ctkd.data.augment import crop_and_flip
 from ctkd.distributed import all_sum, apart, batch_mean, check_same, from_leader, gathered, share, sum_gradients, world
 from ctkd.errors import RunFailed
+from ctkd.interrupt import StopRequest
+from ctkd.progress import Silent
 from ctkd.propagate import trace
 from ctkd.randomness import Noise
 from ctkd.train.finish import population_statistics
+from ctkd.train.loop import Plugins, Trainer
 from ctkd.train.options import TrainOptions
 from ctkd.train.step import Loss, TrainingStep, gradient_norms
 
@@ -171,6 +178,43 @@ def statistics() -> None:
         close(left.double(), right.double())
 
 
+def augmented() -> None:
+    """Images that change at random are changed alike, in each epoch anew, and each process sees its slice of them."""
+    rng = torch.Generator().manual_seed(7)
+    splits = [Split(torch.rand(16, 1, 8, 8, generator=rng), torch.arange(16) % CLASSES) for _ in range(3)]
+    data = Data("small", *splits, classes=CLASSES, augment=partial(crop_and_flip, crop=1, flip=True))
+    plugins = Plugins(
+        make("bound", "ibp"), make("distill", "none"), make("attack", "pgd"), make("propagation", "native")
+    )
+    options = TrainOptions(epochs=2, warmup=0, ramp=1, batch_size=BATCH)
+
+    def seen(folder: str) -> list[Tensor]:
+        module = make("model", "cnn-small", channels=3, hidden=8).build((1, 8, 8), CLASSES)
+        run = Trainer(
+            "student", "student", module, data, plugins, options, (), Path(folder), Silent(), StopRequest(), ""
+        )
+        found: list[Tensor] = []
+        original = run._one_step
+
+        def spy(x: Tensor, *arguments: Any, **more: Any) -> Any:
+            found.append(x.clone())
+            return original(x, *arguments, **more)
+
+        run._one_step = spy  # type: ignore[method-assign]
+        run.run()
+        return found
+
+    with apart(), tempfile.TemporaryDirectory() as folder:
+        expected = seen(folder)
+    shared = seen(from_leader(tempfile.mkdtemp))
+    assert len(expected) == len(shared) == 4
+    assert all(torch.equal(mine, whole[share(BATCH)]) for mine, whole in zip(shared, expected, strict=True))
+    images = {image.numpy().tobytes() for image in splits[0].images}
+    fresh = [image.numpy().tobytes() for whole in expected for image in whole]
+    assert len(set(fresh)) > 20
+    assert len(images & set(fresh)) < 8
+
+
 def main() -> None:
     assert distributed.launched()[1] == 2
     with distributed.together():
@@ -184,6 +228,7 @@ def main() -> None:
         compare(LocalMean())
         accuracies()
         statistics()
+        augmented()
         with pytest.raises(RunFailed, match="a number came out differently in the 2 processes"):
             check_same(distributed.rank(), "a number")
     assert world() == 1

@@ -25,6 +25,7 @@ from ctkd.options import Number
 from ctkd.preflight import check_student
 from ctkd.progress import Silent
 from ctkd.randomness import Noise
+from ctkd.teachers.trained import AttackedOptions
 from ctkd.teaching import Teacher
 from ctkd.train.finish import finalise
 from ctkd.train.loop import Plugins, Trainer
@@ -131,14 +132,41 @@ def test_no_default_of_ctkd_decides_anything(name: str) -> None:
         "device",
         "checkpoint_seconds",
     }
-    for role in ("bound", "distill"):
+    tables = recipes.load(name).tables
+    searches = bool(tables["attack"].keys() - {"name"})
+    assert searches == (config.bound.name not in ("ibp", "crown-ibp", "taps"))
+    switched_off = {"attack": {"decay_at", "warm_start"}, "data": {"validation"}}
+    for role in ("data", "model", "bound", "distill", *(["attack"] if searches else [])):
         choice = getattr(config, role)
-        assert set(type(choice.options).model_fields) <= set(recipes.load(name).tables[role])
+        assert set(type(choice.options).model_fields) - switched_off.get(role, set()) <= set(tables[role])
+    if config.taught:
+        left_out = set(AttackedOptions.model_fields) - set(tables["teacher"])
+        assert left_out == {
+            *("model", "seed", "precision", "patience"),
+            *("momentum", "nesterov", "weight_decay", "lr_low", "lr_rise", "lr_cycles"),
+            *("decay_at", "warm_start"),
+        }
+
+
+def three_steps(run: Trainer, least: int) -> list[list[str]]:
+    """A step of natural training, of the ramp and of the full radius; their terms."""
+    run._prepare()
+    assert run.batch == 8
+    before = run.parameters[0].detach().clone()
+    train, rows = run.options, torch.arange(8)
+    terms = []
+    for moment in (0.5 * train.warmup, train.warmup + 0.5 * train.ramp, train.epochs - 1)[least:]:
+        run.step = int(moment * run.steps_per_epoch)
+        noise = Noise(0, "student-attack", run.step, samples=rows)
+        done = run._one_step(run.images[:8], run.labels[:8], noise, rows=rows, measure=False)
+        assert not done.flags.any(), [n for n, flag in zip(done.names, done.flags, strict=True) if flag]
+        terms.append(sorted(done.loss.terms))
+    assert not torch.equal(before, run.parameters[0])
+    return terms
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_it_starts(name: str, tmp_path: Path) -> None:
-    """Natural training, the ramp and the full radius: a step of each."""
     config = narrow(name)
     data = data_for(config)
     check_student(config, data, Silent())
@@ -150,22 +178,44 @@ def test_it_starts(name: str, tmp_path: Path) -> None:
         config.bound.create(), config.distill.create(), config.attack.create(), config.propagation.create()
     )
     module = config.model.create().build(data.input_shape, data.classes)
-    run = Trainer(
-        "student", "student", module, data, plugins, config.train, teachers, tmp_path, Silent(), StopRequest(), ""
+    terms = three_steps(
+        Trainer(
+            "student", "student", module, data, plugins, config.train, teachers, tmp_path, Silent(), StopRequest(), ""
+        ),
+        0,
     )
-    run._prepare()
-    assert run.batch == 8
-    before = [parameter.detach().clone() for parameter in run.parameters]
-    train, rows = config.train, torch.arange(8)
-    phases = []
-    for moment in (0.5 * train.warmup, train.warmup + 0.5 * train.ramp, train.epochs - 1):
-        run.step = int(moment * run.steps_per_epoch)
-        noise = Noise(0, "student-attack", run.step, samples=rows)
-        done = run._one_step(run.images[:8], run.labels[:8], noise, rows=rows, measure=False)
-        assert not done.flags.any(), [n for n, flag in zip(done.names, done.flags, strict=True) if flag]
-        phases.append(sorted(done.loss.terms))
-    assert any(any(term.startswith("robust/") for term in terms) for terms in phases)
-    assert all(not torch.equal(a, b) for a, b in zip(before[:1], run.parameters[:1], strict=True))
+    assert any(term.startswith("robust/") for term in terms[-1])
+    # A teacher takes part in the end, and only where there is one.
+    assert any(term.startswith("distill/") for term in terms[-1]) == config.taught
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if resolve(file=recipes.place(name)).taught])
+def test_its_teacher_starts(name: str, tmp_path: Path) -> None:
+    config = narrow(name)
+    data = data_for(config)
+    (teacher,) = config.teachers
+
+    class Context:
+        eps, seed, threads, device = config.train.eps, 0, None, "cpu"
+
+        def fit(self, train: TrainOptions, attack: Any, bound: Any, model: Any) -> list[list[str]]:
+            assert model is None
+            options: Any = teacher.options
+            for key in ("objective", "steps", "restarts", "step_size", "decay"):
+                assert attack[key] == getattr(options, key)
+            for key in ("epochs", "ramp", "lr", "lr_decay", "l1", "edac", "attack_eps_factor", "keep"):
+                assert getattr(train, key) == getattr(options, key)
+            found = resolve({"data.name": config.data.name} | {f"attack.{key}": value for key, value in attack.items()})
+            method = resolve({"bound.name": bound["name"]}).bound.create()
+            plugins = Plugins(method, config.distill.create(), found.attack.create(), config.propagation.create())
+            module = config.model.create().build(data.input_shape, data.classes)
+            return three_steps(
+                Trainer("teacher", "teacher", module, data, plugins, train, (), tmp_path, Silent(), StopRequest(), ""),
+                1,  # it has no natural training
+            )
+
+    terms: Any = teacher.create().obtain(Context())
+    assert all(any(term.startswith("robust/") for term in each) for each in terms)
 
 
 # The command line ----------------------------------------------------------------------------------------

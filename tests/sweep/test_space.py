@@ -49,6 +49,9 @@ def test_forms(text: str, wanted: Any) -> None:
         ("train.seed=1,2", "--seeds"),
         ("certify.samples=10,20", "same way"),
         ("data.name=mnist,digits", "cannot be compared"),
+        ("data.validation=1000,5000", "cannot be compared"),
+        ("data.size=32:64", "cannot be compared"),
+        ("teacher.seed=0,1", "--seeds 0 1 2 trains teachers"),
         ("train.final=true,false", "validation images"),
     ],
 )

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sqlite3
 import statistics
 from collections.abc import Callable, Mapping
@@ -136,6 +137,8 @@ def test_a_trial_half_drawn_does_not_count(tmp_path: Path) -> None:
     base.close()
     found = finish(path, Stand(), trials=3)
     assert [trial["number"] for trial in found["trials"]] == [0, 2, 3]
+    whole = finish(started(tmp_path / "whole", trials=3), Stand())
+    assert [trial["values"] for trial in found["trials"]] == [trial["values"] for trial in whole["trials"]]
     assert found["failed"] == []
 
 
@@ -217,6 +220,8 @@ def test_goes_on_in_the_midst_of_a_trial(tmp_path: Path, ctkd_command: Command) 
         (["--over", ALPHA, "--set", "certify.split=test"], "chooses on validation images"),
         (["--over", ALPHA, "--set", "train.final=true"], "chooses on validation images"),
         (["--over", ALPHA, "--config", "missing.toml"], "missing.toml cannot be read"),
+        (["--over", ALPHA, "--dataset", "cifar10", "--data-dir", "missing"], "test_batch missing in "),
+        (["--over", ALPHA, "--set", "train.device=cuda:99"], "train.device=cuda:99: "),
         (["--resume", "missing"], "missing does not exist"),
         (["--resume", "missing", "--over", ALPHA], "leave out the other options"),
     ],
@@ -248,3 +253,58 @@ def test_a_strangers_sweep_imports_nothing(tmp_path: Path) -> None:
     (path / "sweep.json").write_text(json.dumps(content))
     with pytest.raises(BadInput, match="--allow-import"):
         finish(path, Stand())
+
+
+def edited(**changes: Any) -> Callable[[Path], object]:
+    """Changes of ``sweep.json``, of its definition where a key is one of that."""
+
+    def change(folder: Path) -> object:
+        content = json.loads((folder / "sweep.json").read_text())
+        for key, value in changes.items():
+            (content["definition"] if key in content["definition"] else content)[key] = value
+        return (folder / "sweep.json").write_text(json.dumps(content))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (
+            lambda folder: (folder / "study.sqlite").write_bytes(b"no database" * 999),
+            "study.sqlite cannot be used: file",
+        ),
+        (
+            lambda folder: (folder / "study.sqlite").write_bytes((folder / "study.sqlite").read_bytes()[:9000]),
+            "study.sqlite cannot be used: database disk image",
+        ),
+        (lambda folder: (folder / "sweep.json").write_text("{"), "sweep.json is damaged: it is not JSON"),
+        (lambda folder: (folder / "sweep.json").write_text("[]"), "sweep.json is damaged, or of another version"),
+        (lambda folder: (folder / "base.toml").unlink(), "base.toml cannot be read"),
+        (edited(definition=[]), "sweep.json is damaged, or of another version"),
+        (edited(format=2), "sweep.json is damaged, or of another version"),
+        (edited(trials="many"), "sweep.json is damaged, or of another version"),
+        (edited(settings=[]), "sweep.json is damaged, or of another version"),
+        (edited(seeds=["a"]), "sweep.json is damaged, or of another version"),
+        (edited(over=["train.lr=0.1:0.5"]), "study.sqlite holds trials of another sweep than"),
+        (edited(objectives=["seconds"]), "study.sqlite holds trials of another sweep than"),
+    ],
+)
+def test_damaged_sweeps(
+    change: Callable[[Path], object], says: str, ctkd_command: Command, tmp_path: Path, finished: Path
+) -> None:
+    out = tmp_path / "s"
+    shutil.copytree(finished, out)
+    change(out)
+    before = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
+    code, printed, errors = ctkd_command("sweep", "--resume", str(out))
+    assert (code, printed, errors.count("\n")) == (2, "", 1)
+    assert says in errors
+    assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == before
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = started(tmp_path_factory.mktemp("sweep") / "s", trials=1, seeds=(0,))
+    finish(folder, Stand())
+    return folder

@@ -40,11 +40,13 @@ def one_step(
     attack: Any = None,
     schedule: Schedule = RAMP,
     batch_norm: bool = True,
+    device: torch.device | str = "cpu",
     **options: Any,
 ) -> tuple[Loss, list[Tensor]]:
     """The loss of one fixed batch and its gradient, always with the same noise in the attack."""
     torch.manual_seed(3)
     module = make("model", "cnn-small", channels=3, hidden=8, batch_norm=batch_norm).build((1, 8, 8), CLASSES).double()
+    module.to(device)
     step = TrainingStep(
         graph=trace(module.train(), (1, 8, 8)),
         method=bound,
@@ -54,7 +56,7 @@ def one_step(
         options=TrainOptions(**{"eps": 0.05, "shi_weight": 0.0, **options}),
         teachers=list(teachers),
     )
-    x, labels = batch()
+    x, labels = (part.to(device) for part in batch())
     loss = step(x, labels, schedule, Noise(0, "test", samples=torch.arange(len(x))))
     parameters = list(module.parameters())
     gradient = torch.autograd.grad(loss.total, parameters, retain_graph=True, allow_unused=True)

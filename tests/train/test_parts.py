@@ -10,8 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from ctkd import builtin
 from ctkd.api import Schedule, TeacherOutputs, batch_mean
 from ctkd.distributed import all_sum
 from ctkd.propagate import trace
@@ -59,14 +62,22 @@ class Nested:
 
 
 def compare(
-    bound: Any, objective: str = "none", teachers: int = 0, size: int = 3, loss: str = "loss", **options: Any
+    bound: Any,
+    objective: str = "none",
+    teachers: int = 0,
+    size: int = 3,
+    loss: str = "loss",
+    batch: int = BATCH,
+    seed: int = 0,
+    **options: Any,
 ) -> None:
-    torch.manual_seed(3)
+    torch.manual_seed(3 + seed)
     norm = options.pop("batch_norm", True)
     module = make("model", "cnn-small", channels=3, hidden=8, batch_norm=norm).build((1, 8, 8), CLASSES).double()
-    rng = torch.Generator().manual_seed(0)
-    x = torch.rand(BATCH, 1, 8, 8, dtype=torch.float64, generator=rng)
-    labels = torch.randint(CLASSES, (BATCH,), generator=rng)
+    rng = torch.Generator().manual_seed(seed)
+    x = torch.rand(batch, 1, 8, 8, dtype=torch.float64, generator=rng)
+    labels = torch.randint(CLASSES, (batch,), generator=rng)
+    samples = torch.arange(batch)
     given = TrainOptions(
         **{"eps": 0.05, "shi_weight": 0.5, "kappa_start": 0.3, "kappa_end": 0.2, "l1": 1e-3, "edac": 0.3, **options}
     )
@@ -85,14 +96,14 @@ def compare(
         )
         found = []
         for i, schedule in enumerate((WARMUP, replace(RAMP, step=10), replace(FULL, step=11))):
-            batch = Batch(x, labels, Noise(0, "test", i, samples=torch.arange(BATCH)))
+            whole = Batch(x, labels, Noise(0, "test", i, samples=samples))
             plan, compute = step.plan(schedule, attacked=loss == "certainty"), getattr(step, loss)
             net.zero_grad()
             if size is None:
-                result = compute(batch, plan, step.prepare(batch, plan))
+                result = compute(whole, plan, step.prepare(whole, plan))
                 result.total.backward()
             else:
-                result = backward_in_parts(step, batch, plan, compute, size, parameters)
+                result = backward_in_parts(step, whole, plan, compute, size, parameters)
             for statistics in result.statistics:
                 step.graph.update_running(statistics)
             state = [value.clone() for name, value in net.state_dict().items() if "running" in name]
@@ -115,13 +126,31 @@ def close(left: Tensor, right: Tensor) -> None:
     torch.testing.assert_close(left, right.detach(), rtol=1e-8, atol=1e-10)
 
 
-@pytest.mark.parametrize("bound", ["ibp", "cc-ibp", "mtl-ibp", "exp-ibp", "sabr", "taps", "staps", "adversarial"])
+BOUNDS = [entry.name for entry in builtin.ctkd_bound_methods()]
+OBJECTIVES = [entry.name for entry in builtin.ctkd_objectives()]
+
+
+@pytest.mark.parametrize("bound", BOUNDS)
 def test_every_method_has_the_whole_gradient(bound: str) -> None:
     compare(bound)
 
 
-def test_linear_relaxations_too() -> None:
+def test_loss_fusion_too() -> None:
     compare(make("bound", "crown-ibp", loss_fusion=True))
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    st.sampled_from(BOUNDS),
+    st.integers(2, 9).flatmap(lambda batch: st.tuples(st.just(batch), st.integers(1, batch - 1))),
+    st.sampled_from(["clean", "last-pass"]),
+    st.booleans(),
+    st.integers(0, 1000),
+)
+def test_any_batch_in_any_parts(
+    bound: str, sizes: tuple[int, int], statistics: str, batch_norm: bool, seed: int
+) -> None:
+    compare(bound, batch=sizes[0], size=sizes[1], statistics=statistics, batch_norm=batch_norm, seed=seed)
 
 
 @pytest.mark.parametrize("options", [{"statistics": "last-pass"}, {"batch_norm": False}, {"size": 1}, {"size": 6}])
@@ -129,9 +158,9 @@ def test_statistics_and_sizes(options: dict[str, Any]) -> None:
     compare("mtl-ibp", **options)
 
 
-@pytest.mark.parametrize(("objective", "teachers"), [("features", 1), ("logits", 1), ("b-mtard", 2)])
-def test_objectives_and_their_state(objective: str, teachers: int) -> None:
-    compare("mtl-ibp", objective, teachers)
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_objectives_and_their_state(objective: str) -> None:
+    compare("mtl-ibp", objective, make("distill", objective).teachers)
 
 
 def test_sums_of_sums() -> None:
