@@ -419,7 +419,10 @@ class CertificationStage(Protocol):
     """
 
     def margins(self, network: Network, box: Box, labels: Tensor) -> Tensor:
-        """(batch, classes), 0 at the label; network and box come in one dtype, float64 by default."""
+        """(batch, classes), 0 at the label.
+
+        Network, box and labels come on one device, the first two in one dtype, float64 by default.
+        """
         ...
 
 

@@ -17,9 +17,9 @@ class Box:
     lower: Tensor
     upper: Tensor
 
-    def to(self, dtype: torch.dtype) -> Box:
-        """The same bounds in another type; only from float32 to float64 nothing is rounded."""
-        return Box(self.lower.to(dtype), self.upper.to(dtype))
+    def to(self, target: torch.dtype | torch.device | str) -> Box:
+        """The same bounds in another type, or on another device; of types, only float64 rounds nothing of float32."""
+        return Box(self.lower.to(target), self.upper.to(target))
 
     def __getitem__(self, index: Tensor | slice) -> Box:
         return Box(self.lower[index], self.upper[index])

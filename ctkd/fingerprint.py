@@ -18,6 +18,7 @@ import torch
 from ctkd.api import Data
 from ctkd.attribution import is_own
 from ctkd.config import Choice, RunConfig
+from ctkd.machine import device_name
 from ctkd.plugins import registry
 from ctkd.propagate import Network
 from ctkd.storage import digest_tensors
@@ -75,10 +76,6 @@ def plugin_digest(target: str) -> str:
         return ""
     path = Path(place)
     return code_digest(path.parent if path.name == "__init__.py" else path)
-
-
-def device_name(device: str) -> str:
-    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
 
 
 def data_fingerprint(data: Data) -> str:

@@ -6,8 +6,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import platform
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -30,14 +32,80 @@ def full_precision() -> Iterator[None]:
 
     PyTorch allows TF32 in CUDA's convolutions by default, which makes bounds wrong by more than any tolerance.
     """
-    matmul, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    places: list[Any] = [
+        place
+        for backend in (torch.backends.cuda, torch.backends.cudnn, torch.backends.mkldnn)
+        for name in ("matmul", "conv", "rnn")
+        if hasattr(place := getattr(backend, name, None), "fp32_precision")  # from PyTorch 2.9 on
+    ]
+    before = [place.fp32_precision for place in places]
+    matmul = convolutions = None
+    # Whoever set places one by one cannot read the older switches; both together must say one thing.
+    with contextlib.suppress(RuntimeError):
+        matmul = torch.get_float32_matmul_precision()
+    with contextlib.suppress(RuntimeError):
+        convolutions = torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
+    for place in places:
+        place.fp32_precision = "ieee"
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(matmul)
-        torch.backends.cudnn.allow_tf32 = convolutions
+        if matmul is not None:
+            torch.set_float32_matmul_precision(matmul)
+        if convolutions is not None:
+            torch.backends.cudnn.allow_tf32 = convolutions
+        for place, precision in zip(places, before, strict=True):
+            place.fp32_precision = precision
+
+
+@contextlib.contextmanager
+def plain_convolutions(device: str) -> Iterator[None]:
+    """Convolutions are sums of products, whose rounding docs/soundness.md bounds. In float64 on a CPU they always are.
+
+    On a GPU cuDNN may choose Winograd's or a Fourier transform's, so it does nothing inside; PyTorch's own kernels and
+    cuBLAS, which take its place, are slower. It belongs to the process: one thread at a time may use it.
+    """
+    if torch.device(device).type == "cpu":
+        yield
+        return
+    before = torch.backends.cudnn.enabled
+    torch.backends.cudnn.enabled = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.enabled = before
+
+
+DEVICES = ("cpu", "cuda")
+"""Kinds of device that are accepted."""
+EMULATION = "CUBLAS_EMULATE_DOUBLE_PRECISION"
+"""Lets cuBLAS (from CUDA 13 on) make float64 products of integer ones, by rules of its own."""
+
+
+def device_problem(device: str) -> str | None:
+    """Why nothing can be computed on a device, named as PyTorch does; None if it can."""
+    try:
+        if torch.device(device).type not in DEVICES:
+            raise RuntimeError("accepted: cpu, cuda, cuda:N")
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        return str(error).splitlines()[0]
+    return None
+
+
+def certifying_problem(device: str) -> str | None:
+    """The same for certificates, whose float64 must be float64."""
+    problem = device_problem(device)
+    if problem is None and torch.device(device).type == "cuda" and os.environ.get(EMULATION, "0") not in ("", "0"):
+        return f"{EMULATION}={os.environ[EMULATION]} lets products in float64 be emulated; unset it"
+    return problem
+
+
+def device_name(device: str) -> str:
+    """What is recorded of it: the GPU's name, or ``cpu``."""
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
 
 
 @contextlib.contextmanager

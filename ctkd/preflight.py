@@ -11,10 +11,12 @@ import torch
 from ctkd.api import Data
 from ctkd.attribution import label
 from ctkd.boxes import perturbation_box
+from ctkd.certify.device import certifying_device
 from ctkd.certify.settling import PRECISION
 from ctkd.config import RunConfig
 from ctkd.errors import BadInput, RunFailed
 from ctkd.export import to_onnx
+from ctkd.machine import device_problem
 from ctkd.options import Options
 from ctkd.plugins import create_from
 from ctkd.progress import Reporter
@@ -27,13 +29,11 @@ from ctkd.train.parts import check_whole
 from ctkd.train.places import check_still
 
 
-def check_device(device: str) -> None:
-    try:
-        if torch.device(device).type not in ("cpu", "cuda"):
-            raise RuntimeError("accepted: cpu, cuda, cuda:N")
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise BadInput(f"train.device={device}: {str(error).splitlines()[0]}") from None
+def check_devices(config: RunConfig) -> None:
+    """That of the training, and that of its certification."""
+    if (problem := device_problem(config.train.device)) is not None:
+        raise BadInput(f"train.device={config.train.device}: {problem}")
+    certifying_device(config)
 
 
 def check_precision(config: RunConfig) -> None:

@@ -21,6 +21,7 @@ from ctkd.api import Attack, Data, Split, TeacherSource
 from ctkd.attribution import attributed, label
 from ctkd.certify.attack import evaluation_attack, pgd_table, resolved
 from ctkd.certify.cascade import Cascade, Certificate
+from ctkd.certify.device import certifying_device
 from ctkd.certify.options import CertifyOptions
 from ctkd.certify.proofs import check_provable, proof_folder
 from ctkd.certify.rounding import of_results
@@ -32,6 +33,7 @@ from ctkd.errors import BadInput, Interrupted, RunFailed
 from ctkd.fingerprint import fit_key
 from ctkd.hookspecs import Registration
 from ctkd.interrupt import StopRequest
+from ctkd.machine import plain_convolutions
 from ctkd.plugins import create_from, options_class, registry
 from ctkd.progress import Reporter
 from ctkd.propagate import Network
@@ -336,8 +338,10 @@ class Session:
         """Which of the stored certificates hold for the network as it computes in float32, as part of a summary."""
         split, samples = getattr(self.data, options.split), sample_range(self.data, options)
         details = self.cascade(network, eps, options)[1]
-        results = self.folder.results
-        return from_leader(lambda: of_results(results, network, split, samples, eps, options, details, self.reporter))
+        device = certifying_device(self.config)
+        given = self.folder.results, network.to(device), split, samples, eps, options, details, self.reporter
+        with plain_convolutions(device):
+            return from_leader(lambda: of_results(*given))
 
     def cascade(self, network: Network, eps: float, options: CertifyOptions) -> tuple[Cascade, dict[str, Any]]:
         """The configured attack and stages, and all that determines their results besides network, eps and split."""
@@ -356,6 +360,7 @@ class Session:
             attack=evaluation_attack(options),
             stages=stages,
             seed=options.seed,
+            device=certifying_device(self.config),
             labels={name: label(registry().find("stage", name)) for name in stages},
         )
         return cascade, details
@@ -387,10 +392,8 @@ def sample_range(data: Data, options: CertifyOptions) -> range:
     size = len(getattr(data, options.split))
     stop = size if options.samples is None else options.start + options.samples
     if stop > size or options.start >= size:
-        raise BadInput(
-            f"certify.start={options.start}, certify.samples={options.samples}: "
-            f"the {options.split} split has {size} samples"
-        )
+        wanted = "" if options.samples is None else f", certify.samples={options.samples}"
+        raise BadInput(f"certify.start={options.start}{wanted}: the {options.split} split has {size} samples")
     return range(options.start, stop)
 
 

@@ -98,7 +98,8 @@ def attack_again(
 ) -> Tensor:
     """(samples, *input_shape): the attack's points, found again from each sample's own noise.
 
-    Results keep only margins. These are the recorded points up to the last bits of float32, inside the samples' boxes.
+    Results keep only margins. These are the recorded points up to the last bits of float32, inside the samples' boxes;
+    where results come from another device than the CPU, last bits may have decided more.
 
     Args:
         details: of the settings under which the results were recorded; see ``Store.matching``.

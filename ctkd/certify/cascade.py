@@ -5,8 +5,10 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -14,13 +16,14 @@ from torch import Tensor
 
 from ctkd.accuracy import found_inside
 from ctkd.api import Attack, CertificationStage, Found, Split
-from ctkd.boxes import perturbation_box
+from ctkd.boxes import Box, perturbation_box
 from ctkd.certify.proofs import ProofFolder
 from ctkd.certify.settling import PRECISION, Batch, Stopwatch
 from ctkd.certify.store import Row, Store
 from ctkd.distributed import from_leader, gathered, greatest, rank, world
 from ctkd.errors import Interrupted
 from ctkd.interrupt import StopRequest
+from ctkd.machine import device_name, plain_convolutions
 from ctkd.progress import Reporter
 from ctkd.propagate import Network
 from ctkd.randomness import Noise
@@ -33,6 +36,7 @@ class Certificate:
     Attributes:
         natural, certified, broken, undecided: numbers of samples; broken includes the misclassified.
         stages: how many samples each stage certified.
+        devices: how many samples were settled on each device.
         complete: False if the samples are a part of the split.
     """
 
@@ -42,6 +46,7 @@ class Certificate:
     broken: int
     undecided: int
     stages: Mapping[str, int]
+    devices: Mapping[str, int]
     complete: bool
     seconds: float
 
@@ -57,18 +62,24 @@ class Certificate:
             "certified_standard_error": None if self.complete else math.sqrt(certified * (1 - certified) / n),
             "counts": {"certified": self.certified, "broken": self.broken, "undecided": self.undecided},
             "stages": dict(self.stages),
+            "devices": dict(self.devices),
         }
 
 
 @dataclass(frozen=True, eq=False)
 class Cascade:
-    """Attack and stages for one network and radius."""
+    """Attack and stages for one network and radius.
+
+    Both compute on ``device``. All else, and with it all that decides what counts, stays on the CPU: the network's
+    prediction, the replay of points, and the comparison of bounds with zero.
+    """
 
     network: Network
     eps: float
     attack: Attack
     stages: Mapping[str, CertificationStage]
     seed: int
+    device: str = "cpu"
     labels: Mapping[str, str] = field(default_factory=dict)
     """How messages name the stages."""
     nonsense: set[str] = field(default_factory=set)
@@ -137,18 +148,15 @@ class Cascade:
         if not indices:
             return
         x, labels = split.images[indices], split.labels[indices]
-        batch = Batch.of(self.network, x, labels, indices, perturbation_box(x, self.eps))
+        batch = Batch.of(self.network, x, labels, indices, perturbation_box(x, self.eps), device_name(self.device))
         box = batch.box.to(PRECISION)
         watch = Stopwatch(batch)
         self._attack(batch)
         left = waiting = torch.arange(len(indices))
         for name, stage in self.stages.items():
-            search = getattr(stage, "search", None)
-            if search is None:
+            if getattr(stage, "search", None) is None:
                 # Attacked samples go through these as well: that is how a contradiction would show.
-                with torch.no_grad():
-                    found = Found(stage.margins(batch.wide, box[left], labels[left]))
-                self._learn(batch, left, found, name)
+                self._learn(batch, left, self._ask(stage, box[left], labels[left], stop), name)
                 left = left[batch.unproved(left)]
                 if len(left) == 0:
                     break
@@ -160,9 +168,7 @@ class Cascade:
             for chunk in torch.split(left, getattr(stage, "at_once", 1)) if len(left) else ():
                 if stop():
                     break
-                with torch.no_grad():
-                    found = search(batch.wide, box[chunk], labels[chunk], stop)
-                self._learn(batch, chunk, found, name, proofs)
+                self._learn(batch, chunk, self._ask(stage, box[chunk], labels[chunk], stop), name, proofs)
                 watch.lap(chunk)
                 # What a signal cut short is not final, nor what is undecided and has another stage to go.
                 last = name == list(self.stages)[-1] and not stop()
@@ -175,13 +181,32 @@ class Cascade:
         watch.lap(waiting)
         yield [batch.row(k) for k in waiting.tolist()]
 
+    @cached_property
+    def _attacked(self) -> Network:
+        """The network on the device."""
+        return self.network.to(self.device)
+
+    @cached_property
+    def _bounded(self) -> Network:
+        """The same in the arithmetic of the bounds."""
+        return self._attacked.to(PRECISION)
+
     def _attack(self, batch: Batch) -> None:
         found, right = batch.x.clone(), batch.natural > 0
         if right.any():
             noise = Noise(self.seed, "certification-attack", samples=torch.tensor(batch.indices)[right])
-            given = batch.x[right], batch.labels[right], batch.box[right], noise
-            found[right] = found_inside(self.attack, self.network, *given)
+            x, labels = batch.x[right].to(self.device), batch.labels[right].to(self.device)
+            box = batch.box[right].to(self.device)
+            found[right] = found_inside(self.attack, self._attacked, x, labels, box, noise).cpu()
         batch.replay(torch.arange(len(found)), found)
+
+    @torch.no_grad()
+    def _ask(self, stage: CertificationStage, box: Box, labels: Tensor, stop: Callable[[], bool]) -> Found:
+        """What a stage says about boxes; what it returns lies on the device."""
+        given = self._bounded, box.to(self.device), labels.to(self.device)
+        search = getattr(stage, "search", None)
+        with plain_convolutions(self.device):
+            return Found(stage.margins(*given)) if search is None else search(*given, stop)
 
     def _learn(self, batch: Batch, rows: Tensor, found: Found, name: str, proofs: ProofFolder | None = None) -> None:
         if batch.learn(rows, found, name, self._label(name), needs_proof=proofs is not None):
@@ -213,10 +238,7 @@ def _rows(store: Store | None, settings: int, samples: range) -> list[Row]:
 
 def count(rows: list[Row], complete: bool) -> Certificate:
     """Counts from stored rows."""
-    stages: dict[str, int] = {}
-    for row in rows:
-        if row.status == "certified":
-            stages[row.stage] = stages.get(row.stage, 0) + 1
+    stages = Counter(row.stage for row in rows if row.status == "certified")
     statuses = [row.status for row in rows]
     return Certificate(
         samples=len(rows),
@@ -225,6 +247,7 @@ def count(rows: list[Row], complete: bool) -> Certificate:
         broken=statuses.count("broken"),
         undecided=statuses.count("undecided"),
         stages=stages,
+        devices=Counter(row.device for row in rows),
         complete=complete,
         seconds=sum(row.seconds for row in rows),
     )

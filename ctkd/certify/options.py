@@ -35,6 +35,9 @@ class CertifyOptions(Options):
     """Samples settled together; results are stored per batch."""
     seed: Index = 0
     """Of the attack's starting points."""
+    device: str | None = None
+    """Where attack and bounds are computed, as PyTorch names devices; None is the training's device, or the CPU where
+    this machine has not got that. Points and bounds are judged on the CPU."""
     proofs: bool = False
     """Whether stages that search (``alpha-crown``, ``complete``) store proofs in the run folder, for
     ``ctkd check-proofs``. They certify nothing without one then. ReLU and LeakyReLU networks only."""

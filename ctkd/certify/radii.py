@@ -280,7 +280,15 @@ class Search:
                 status = row.status if stages or row.status == "broken" else "unbroken"
                 found.append(
                     Trial(
-                        row.sample, eps, row.label, status, row.stage, row.lower_margin, row.attack_margin, row.seconds
+                        row.sample,
+                        eps,
+                        row.label,
+                        status,
+                        row.stage,
+                        row.lower_margin,
+                        row.attack_margin,
+                        row.seconds,
+                        row.device,
                     )
                 )
         return found

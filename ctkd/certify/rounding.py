@@ -203,6 +203,7 @@ def _holds(row: Row, deployed: float, bounds: float) -> bool:
 
 def _errors(network: Network, split: Split, rows: Sequence[Row], eps: float) -> dict[int, tuple[float, float]]:
     indices = [row.sample for row in rows]
-    found = rounding(network, perturbation_box(split.images[indices], eps), split.labels[indices]).largest()
+    box, labels = perturbation_box(split.images[indices], eps), split.labels[indices]
+    found = rounding(network, box.to(network.device), labels.to(network.device)).largest()
     own = torch.stack([found.deployed, found.bounds], 1).tolist()
     return {index: (deployed, bounds) for index, (deployed, bounds) in zip(indices, own, strict=True)}

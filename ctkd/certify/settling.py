@@ -42,6 +42,7 @@ class Batch:
         proved: the stage that certified each sample; "" for none.
         broke: the stage that found a counterexample to it; "" for none.
         seconds: (batch,).
+        device: the name of that where attack and stages compute. All tensors here are on the CPU.
     """
 
     indices: Sequence[int]
@@ -58,10 +59,11 @@ class Batch:
     proved: list[str]
     broke: list[str]
     seconds: Tensor
+    device: str
 
     @staticmethod
     @torch.no_grad()
-    def of(network: Network, x: Tensor, labels: Tensor, indices: Sequence[int], box: Box) -> Batch:
+    def of(network: Network, x: Tensor, labels: Tensor, indices: Sequence[int], box: Box, device: str = "cpu") -> Batch:
         """Only the natural prediction is known."""
         logits = network(x)
         natural = smallest_margin(margins_of(logits, labels), labels)
@@ -82,6 +84,7 @@ class Batch:
             nothing,
             list(nothing),
             torch.zeros(len(labels), dtype=torch.float64),
+            device,
         )
 
     @torch.no_grad()
@@ -96,7 +99,7 @@ class Batch:
             known[rows] = torch.minimum(known[rows], found)
 
     def learn(self, rows: Tensor, found: object, name: str, label: str, *, needs_proof: bool) -> bool:
-        """Take over what a stage says about some samples.
+        """Take over what a stage says about some samples, on whatever device it says it.
 
         Args:
             name, label: the stage, and how messages call it.
@@ -115,7 +118,7 @@ class Batch:
             raise RunFailed(f"{label} returned {len(found.proofs)} proofs for {len(rows)} samples")
         if found.points is not None:
             x = self.x[rows]
-            points = found.points.to(x.dtype) if isinstance(found.points, Tensor) else found.points
+            points = found.points.to(x) if isinstance(found.points, Tensor) else found.points
             self.replay(rows, self.box[rows].clamp(check_points(points, x, label)), name)
         known = torch.where(margins.isnan(), -torch.inf, margins)
         self.lower[rows] = torch.maximum(self.lower[rows], known)
@@ -164,12 +167,14 @@ class Batch:
             bound if math.isfinite(bound) else None,
             float(self.attacked[k]),
             float(self.seconds[k]),
+            self.device,
         )
 
 
 def _checked(margins: object, wanted: tuple[int, int], label: str) -> Tensor:
+    """The margins, on the CPU."""
     if isinstance(margins, Tensor) and margins.shape == wanted and margins.dtype == PRECISION:
-        return margins
+        return margins.cpu()
     found = f"{margins.dtype} of shape {tuple(margins.shape)}" if isinstance(margins, Tensor) else type(margins)
     raise RunFailed(f"{label} returned {found}; it must return {PRECISION} of shape {wanted}")
 

@@ -22,6 +22,7 @@ from ctkd.api import Attack, CertificationStage
 from ctkd.boxes import Box
 from ctkd.certify.settling import PRECISION, ROUNDING
 from ctkd.errors import BadInput
+from ctkd.machine import plain_convolutions
 from ctkd.propagate import Network, Node
 from ctkd.propagate.ops import Linear
 from ctkd.randomness import Noise
@@ -62,12 +63,14 @@ def settle(
     attack: Attack | None,
     *,
     seed: int = 0,
+    device: str = "cpu",
     stop: Callable[[], bool] = lambda: False,
 ) -> Settled:
     """Attack, then bound, one box after the other, cheap stages first.
 
     Args:
-        network: float32; its flat inputs and outputs are those of the specification, in row-major order.
+        network: float32, on the CPU; its flat inputs and outputs are those of the specification, in row-major order.
+        device: where attack and stages compute. Points that they find are replayed on the CPU.
         stop: asked between stages, and handed to stages that search; once it is true the verdict is ``timeout``.
 
     Returns:
@@ -78,7 +81,7 @@ def settle(
     """
     began = time.monotonic()
     check_fits(network, specification)
-    run = _Run(network, stages, attack, seed, stop)
+    run = _Run(network, stages, attack, seed, device, stop)
     lower: list[float] = []
     last = ""
     verdict: Verdict = "verified"
@@ -119,10 +122,11 @@ class _Run:
     stages: Mapping[str, CertificationStage]
     attack: Attack | None
     seed: int
+    device: str
     stop: Callable[[], bool]
 
     def __post_init__(self) -> None:
-        self.wide = self.network.to(PRECISION)
+        self.wide, self.attacked_network = self.network.to(PRECISION), self.network.to(self.device)
         self.refused: dict[str, str] = {}
         self.found_by = "attack"
 
@@ -134,18 +138,19 @@ class _Run:
         shape = (1, *self.network.input_shape)
         box = Box(low.reshape(shape), high.reshape(shape))
         centre = box.clamp((box.lower + box.upper) / 2)
-        rows = [tuple(torch.from_numpy(part) for part in disjunct.constraints) for disjunct in about]
+        rows = [tuple(torch.from_numpy(part).to(self.device) for part in disjunct.constraints) for disjunct in about]
 
         def logits(x: Tensor) -> Tensor:
             """0, and for each disjunct how far it is from being reached, negated."""
-            y = self.network(x).double()
+            y = self.attacked_network(x).double()
             far = [(y @ matrix.t() - bound).amax(1) for matrix, bound in rows]
             return -torch.stack([torch.zeros_like(far[0]), *far], 1).to(x.dtype)
 
         noise = Noise(self.seed, "specification", samples=torch.tensor([number]))
-        found = box.clamp(self.attack.perturb(logits, centre, torch.zeros(1, dtype=torch.long), box, noise).detach())
+        label = torch.zeros(1, dtype=torch.long, device=self.device)
+        found = self.attack.perturb(logits, centre.to(self.device), label, box.to(self.device), noise)
         self.found_by = "attack"
-        return self._violation(about, torch.cat([found, centre]))
+        return self._violation(about, torch.cat([box.clamp(found.detach().cpu()), centre]))
 
     @torch.no_grad()
     def _violation(self, about: Sequence[Disjunct], points: Tensor) -> Values | None:
@@ -159,17 +164,17 @@ class _Run:
         """The least of the disjuncts' best lower bounds; the stage after which none can be reached, or ""; a violation
         that a stage came across."""
         matrix, bound, owners = _rows(about)
-        network = specified(self.wide, torch.from_numpy(matrix), torch.from_numpy(bound))
+        network = specified(self.wide, torch.from_numpy(matrix), torch.from_numpy(bound)).to(self.device)
         shape = (1, *self.network.input_shape)
         lower, upper = (torch.from_numpy(part).reshape(shape) for part in about[0].box.outer)
-        label = torch.zeros(1, dtype=torch.long)
+        label = torch.zeros(1, dtype=torch.long, device=self.device)
         best = torch.full((len(bound),), -torch.inf, dtype=PRECISION)
         least = -np.inf
         for name, stage in self.stages.items():
             if self.stop():
                 break
             try:
-                margins, points = self._ask(stage, network, Box(lower, upper), label)
+                margins, points = self._ask(stage, network, Box(lower, upper).to(self.device), label)
             except BadInput as problem:
                 self.refused[name] = str(problem).splitlines()[0]
                 continue
@@ -190,11 +195,13 @@ class _Run:
     def _ask(
         self, stage: CertificationStage, network: Network, box: Box, label: Tensor
     ) -> tuple[Tensor, Tensor | None]:
+        """Margins and points, on the CPU."""
         search = getattr(stage, "search", None)
-        if search is None:
-            return stage.margins(network, box, label), None
-        found = search(network, box, label, self.stop)
-        return found.margins, found.points
+        with plain_convolutions(self.device):
+            if search is None:
+                return stage.margins(network, box, label).cpu(), None
+            found = search(network, box, label, self.stop)
+        return found.margins.cpu(), None if found.points is None else found.points.cpu()
 
 
 def _rows(about: Sequence[Disjunct]) -> tuple[Values, Values, list[list[int]]]:

@@ -34,6 +34,7 @@ CREATE TABLE IF NOT EXISTS samples (
     lower_margin REAL,           -- best lower bound of the smallest margin over the box
     attack_margin REAL NOT NULL, -- smallest margin found by the attack, replayed
     seconds REAL NOT NULL,       -- this sample's share of its batch's time
+    device TEXT NOT NULL,        -- where attack and bounds were computed: 'cpu', or the GPU's name
     PRIMARY KEY (settings, sample)
 );
 """
@@ -51,6 +52,7 @@ class Row:
     lower_margin: float | None
     attack_margin: float
     seconds: float
+    device: str = "cpu"
 
 
 def has_certificates(connection: sqlite3.Connection) -> bool:
@@ -100,7 +102,7 @@ class Store:
     def _insert(self, settings: int, rows: Iterable[Row]) -> None:
         with self.connection:
             self.connection.executemany(
-                "INSERT OR REPLACE INTO samples VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT OR REPLACE INTO samples VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 [
                     (
                         settings,
@@ -112,6 +114,7 @@ class Store:
                         r.lower_margin,
                         r.attack_margin,
                         r.seconds,
+                        r.device,
                     )
                     for r in rows
                 ],
@@ -120,8 +123,8 @@ class Store:
     def rows(self, settings: int, samples: range) -> list[Row]:
         """Stored rows of the samples in the range, in order."""
         found = self.connection.execute(
-            "SELECT sample, label, prediction, status, stage, lower_margin, attack_margin, seconds FROM samples "
-            "WHERE settings = ? AND sample >= ? AND sample < ? ORDER BY sample",
+            "SELECT sample, label, prediction, status, stage, lower_margin, attack_margin, seconds, device "
+            "FROM samples WHERE settings = ? AND sample >= ? AND sample < ? ORDER BY sample",
             (settings, samples.start, samples.stop),
         )
         return [Row(*row) for row in found]

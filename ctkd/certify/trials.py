@@ -32,10 +32,11 @@ CREATE TABLE IF NOT EXISTS radius_trials (
     lower_margin REAL,           -- as in samples
     attack_margin REAL NOT NULL, -- as in samples
     seconds REAL NOT NULL,
+    device TEXT NOT NULL,        -- as in samples
     PRIMARY KEY (search, sample, eps)
 );
 """
-COLUMNS = "sample, eps, label, status, stage, lower_margin, attack_margin, seconds"
+COLUMNS = "sample, eps, label, status, stage, lower_margin, attack_margin, seconds, device"
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Trial:
     lower_margin: float | None
     attack_margin: float
     seconds: float
+    device: str = "cpu"
 
 
 class Trials:
@@ -81,7 +83,7 @@ class Trials:
         try:
             with self.connection:
                 self.connection.executemany(
-                    "INSERT OR REPLACE INTO radius_trials SELECT id, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11 "
+                    "INSERT OR REPLACE INTO radius_trials SELECT id, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12 "
                     "FROM radius_searches WHERE network = ?1 AND split = ?2 AND details = ?3",
                     rows,
                 )

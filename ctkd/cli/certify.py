@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
-from ctkd.cli.common import json_option, notes, parse_setting, percent, print_json, reporter, results_table
+from ctkd.cli.common import json_option, notes, parse_setting, percent, print_json, print_table, reporter, results_table
 from ctkd.distributed import launched
 from ctkd.errors import BadInput
 
@@ -21,6 +21,7 @@ Examples:
   ctkd certify runs/NAME
   ctkd certify runs/NAME --eps 0.15 --samples 500
   ctkd certify runs/NAME --eps 0.02,0.05,0.1
+  ctkd certify runs/NAME --device cuda
   ctkd certify runs/NAME --set certify.attack_steps=100
   ctkd certify model.onnx --dataset mnist --eps 0.1
   ctkd certify model.onnx --spec property.vnnlib
@@ -34,6 +35,7 @@ def certify_options(function: F) -> F:
             "--set", "settings", multiple=True, metavar="certify.KEY=VALUE", help="Set any option; repeatable."
         ),
         click.option("--data-dir", type=click.Path(path_type=Path), help="Folder with the data set's files."),
+        click.option("--device", help="Where to compute: cpu, cuda; default: as in training, if it is there."),
         click.option("--start", type=int, help="First sample of the split."),
         click.option("--samples", type=int, help="How many samples; default: all."),
     ):
@@ -41,9 +43,11 @@ def certify_options(function: F) -> F:
     return function
 
 
-def certify_settings(samples: int | None, start: int | None, settings: Sequence[str]) -> dict[str, Any]:
+def certify_settings(
+    samples: int | None, start: int | None, settings: Sequence[str], device: str | None = None
+) -> dict[str, Any]:
     """``certify.key`` -> value from those options."""
-    flags = {"certify.samples": samples, "certify.start": start}
+    flags = {"certify.samples": samples, "certify.start": start, "certify.device": device}
     values = dict(parse_setting(text) for text in settings)
     return values | {key: value for key, value in flags.items() if value is not None}
 
@@ -64,6 +68,7 @@ def command(
     out: Path | None,
     samples: int | None,
     start: int | None,
+    device: str | None,
     data_dir: Path | None,
     settings: tuple[str, ...],
     as_json: bool,
@@ -78,12 +83,14 @@ def command(
     radii = [part.strip() for text in eps for part in text.split(",")]
     if not all(radii):
         raise BadInput(f"--eps {' '.join(eps)}: a radius is missing beside a comma; write --eps 0.05,0.1")
-    values = certify_settings(samples, start, settings)
+    values = certify_settings(samples, start, settings, device)
     if run.suffix == ".onnx":
         from ctkd.cli.foreign import certify_foreign
 
         found = certify_foreign(run, radii, dataset, data_dir, spec, out, values, as_json=as_json)
     else:
+        if run.is_file():
+            raise BadInput(f"{run} is neither a run folder nor an ONNX model, MODEL.onnx")
         _for_models(dataset=dataset, spec=spec, out=out)
         found = certify_each(run, radii or [None], data_dir=data_dir, settings=values, reporter=reporter())
     if not found:
@@ -103,7 +110,6 @@ def _for_models(**given: Any) -> None:
 
 
 def _several(found: Sequence[Mapping[str, Any]]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     first = found[0]
@@ -115,8 +121,7 @@ def _several(found: Sequence[Mapping[str, Any]]) -> None:
         shares = [one["natural_accuracy"], one["adversarial_accuracy"], one["certified_accuracy"]]
         undecided = one["counts"]["undecided"] / one["samples"]
         table.add_row(f"{one['eps']:.4g}", *map(percent, [*shares, undecided]))
-    console = Console()
-    console.print(table)
+    console = print_table(table)
     for one in found:
         for line in notes(one)[1 if one is not first else 0 :]:  # the attack is the same at all
             prefix = "" if line.startswith("attack: ") else f"eps {one['eps']:.4g}: "

@@ -11,7 +11,7 @@ from typing import Any
 from ctkd.cli.common import reporter
 from ctkd.errors import BadInput
 
-ATTACK = ("stages", "attack_steps", "attack_restarts", "attack_step_size", "seed")
+ATTACK = ("stages", "attack_steps", "attack_restarts", "attack_step_size", "seed", "device")
 """Options of ``[certify]`` that the verifier ``ctkd`` has, too."""
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from ctkd.cli.certify import certify_options, certify_settings
-from ctkd.cli.common import json_option, percent, print_json, reporter
+from ctkd.cli.common import json_option, percent, print_json, print_table, reporter
 from ctkd.distributed import launched
 
 ROWS = 12
@@ -34,6 +34,7 @@ def command(
     tolerance: str | None,
     samples: int | None,
     start: int | None,
+    device: str | None,
     data_dir: Path | None,
     settings: tuple[str, ...],
     as_json: bool,
@@ -45,14 +46,13 @@ def command(
     """
     from ctkd.run import radii
 
-    values = certify_settings(samples, start, settings)
+    values = certify_settings(samples, start, settings, device)
     found = radii(run, tolerance=tolerance, data_dir=data_dir, settings=values, reporter=reporter())
     if launched()[0] == 0:  # one process speaks
         print_json(found) if as_json else _table(found)
 
 
 def _table(found: Mapping[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     part = f"{found['samples']} {found['split']} samples"
@@ -64,8 +64,7 @@ def _table(found: Mapping[str, Any]) -> None:
     for row in (curve[k] for k in chosen):
         accuracies = row["adversarial_accuracy"], row["certified_accuracy"]
         table.add_row(f"{row['eps']:.4g}", *map(percent, accuracies))
-    console = Console()
-    console.print(table)
+    console = print_table(table)
     none = sum(one["certified"] is None for one in found["radii"])
     for line in (
         f"average certified radius {found['average_certified_radius']:.4g} (0 for the {none} samples that have none)",

@@ -127,6 +127,12 @@ class Network:
         """Of the last layer that has tensors."""
         return next(tensor.dtype for node in reversed(self.nodes) if node.op for _, tensor in node.op.tensors())
 
+    @property
+    def device(self) -> torch.device:
+        """Where its tensors are; the CPU if it has none."""
+        every = (tensor for node in self.nodes if node.op for _, tensor in node.op.tensors())
+        return next((tensor.device for tensor in every), torch.device("cpu"))
+
     # Storage ---------------------------------------------------------------------------------------------
 
     def structure(self) -> list[dict[str, Any]]:

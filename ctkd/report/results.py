@@ -116,8 +116,8 @@ def _read(connection: sqlite3.Connection, network: str) -> Results:
     found = []
     for number, of, eps, split, details in settings:
         rows = connection.execute(
-            "SELECT sample, label, prediction, status, stage, lower_margin, attack_margin, seconds FROM samples "
-            "WHERE settings = ? ORDER BY sample",
+            "SELECT sample, label, prediction, status, stage, lower_margin, attack_margin, seconds, device "
+            "FROM samples WHERE settings = ? ORDER BY sample",
             (number,),
         )
         kept = tuple(Row(*row) for row in rows)

@@ -38,6 +38,8 @@ class OwnOptions(Options):
     """Relative to the box's half-width."""
     seed: Index = 0
     """Of the starting points."""
+    device: str = "cpu"
+    """Where attack and bounds are computed, as PyTorch names devices; on a GPU one question at a time."""
 
 
 class Own:
@@ -53,19 +55,35 @@ class Own:
     def __init__(self, options: OwnOptions) -> None:
         self.options = options
         self.formats = ("1.0", "2.0") if importlib.util.find_spec("vnnlib") else ("1.0",)
-        self._lock = threading.Lock()
+        self._lock, self._turn = threading.Lock(), threading.Lock()
         self._read: tuple[tuple[Path, int, int], Imported] | None = None
 
     def check(self) -> dict[str, str]:
         import torch
 
+        from ctkd.machine import certifying_problem, device_name
         from ctkd.plugins import create_from
 
+        if (problem := certifying_problem(self.options.device)) is not None:
+            raise BadInput(f"ctkd.device={self.options.device}: {problem}")
         for table in self.options.stages:  # one that there is not, or with wrong options, is a mistake and no answer
             create_from("stage", table)
-        return {"torch": torch.__version__}
+        gpu = {} if self._on_cpu else {"device": device_name(self.options.device)}
+        return {"torch": torch.__version__, **gpu}
+
+    @property
+    def _on_cpu(self) -> bool:
+        return self.options.device == "cpu"
 
     def verify(self, query: Query) -> Answer:
+        if self._on_cpu:
+            return self._settled(query)
+        from ctkd.machine import full_precision
+
+        with self._turn, full_precision():  # settings of the whole process
+            return self._settled(query)
+
+    def _settled(self, query: Query) -> Answer:
         from ctkd.certify.specified import settle
         from ctkd.plugins import create_from
         from ctkd.vnnlib import read_specification
@@ -89,6 +107,7 @@ class Own:
                 stages,
                 create_from("attack", pgd),
                 seed=options.seed,
+                device=options.device,
                 stop=lambda: time.monotonic() > end,
             )
         except BadInput as problem:

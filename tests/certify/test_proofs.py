@@ -313,7 +313,7 @@ def test_the_command_checks_every_certificate(copied: Path, ctkd_command: Callab
     found = json.loads(out)
     assert (found["checked"], found["refused"]) == (len(files(copied)), [])
     assert found["smallest_margin"] > 0
-    assert ctkd_command("check-proofs", str(copied))[:2] == (0, f"{len(files(copied))} proofs hold\n")
+    assert ctkd_command("check-proofs", str(copied))[:2] == (0, f"proofs that hold: {len(files(copied))}\n")
 
 
 def rewritten(path: Path, **changes: Any) -> None:
