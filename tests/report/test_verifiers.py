@@ -76,8 +76,7 @@ def test_what_ctkd_found_under_other_settings_counts_too(quick: Path, tmp_path: 
             other = json.dumps({**json.loads(details), "stages": [{"name": "tight"}], "data": data})
             connection.execute("INSERT INTO settings VALUES (?, ?, 0.1, ?, ?)", (number, network, split, other))
             connection.execute(
-                "INSERT INTO samples (settings, sample, label, prediction, status, stage, lower_margin, attack_margin,"
-                " seconds) VALUES (?, ?, 0, 0, 'certified', 'tight', 1.0, 1.0, 0.0)",
+                "INSERT INTO samples VALUES (?, ?, 0, 0, 'certified', 'tight', 1.0, 1.0, 0.0, 'cpu')",
                 (number, open_ones[number - 1001]),
             )
     answered(quick, {certified[0]: "verified"})
