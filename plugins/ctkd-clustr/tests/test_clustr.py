@@ -10,9 +10,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import ctkd_clustr.teacher
 import pytest
 import torch
 from ctkd_clustr.clusters import Clusters, clustered, find_clusters, pick_clusters, trainable, variance_of
+from ctkd_clustr.consistency import consistency
 from ctkd_clustr.magnet import magnet_loss
 from ctkd_clustr.options import ClusTROptions
 from ctkd_clustr.teacher import ClusTRTeacher
@@ -20,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ctkd.api import Data, Split
+from ctkd.api import Data, Noise, Split
 from ctkd.errors import BadInput, RunFailed
 from ctkd.propagate import Network, trace
 from ctkd.run import train
@@ -186,6 +188,48 @@ def test_far_away_from_all_clusters_logits_and_gradients_are_finite() -> None:
     assert bool(x.grad.isfinite().all())
 
 
+# Consistency ---------------------------------------------------------------------------------------------
+
+
+def answers(x: Tensor) -> tuple[Network, Tensor]:
+    """A classifier by distances to clusters, and its logits at x, on weights with gradient."""
+    net, _ = trainable(network())
+    found = clustered(net, Clusters(random(6, 5).float(), torch.arange(6) // 2, torch.empty(0)), 0.7)
+    return found, found(x)
+
+
+def test_consistency_is_the_cross_entropy_one_signed_step_from_a_random_start() -> None:
+    x = torch.rand(7, 1, 3, 3, generator=torch.Generator().manual_seed(1))
+    net, logits = answers(x)
+    found = consistency(net, x, logits, 0.2, Noise(0, "test", samples=torch.arange(7)))
+    targets = logits.softmax(1)
+    uniform = Noise(0, "test", samples=torch.arange(7)).uniform(x)
+    near = (x + 0.2 * (2 * uniform - 1)).clamp(0, 1).requires_grad_()
+    loss = -(targets.detach() * net(near).softmax(1).log()).sum()
+    (gradient,) = torch.autograd.grad(loss, near)
+    near = torch.minimum(torch.maximum(near + 0.25 * gradient.sign(), x - 0.2), x + 0.2).clamp(0, 1).detach()
+    torch.testing.assert_close(found, -(targets * net(near).softmax(1).log()).sum(1))
+
+
+def test_gradient_of_consistency_flows_through_both_points() -> None:
+    x = torch.rand(7, 1, 3, 3, generator=torch.Generator().manual_seed(1))
+    net, logits = answers(x)
+    found = consistency(net, x, logits.detach().requires_grad_(), 0.2, Noise(0, "test", samples=torch.arange(7)))
+    assert found.requires_grad  # by the second point alone
+    free = logits.detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(
+        consistency(net.detach(), x, free, 0.2, Noise(0, "test", samples=torch.arange(7))).sum(), free
+    )
+    assert bool(gradient.abs().sum(1).gt(0).all())
+
+
+def test_consistency_without_a_radius_is_the_entropy() -> None:
+    x = torch.rand(7, 1, 3, 3, generator=torch.Generator().manual_seed(1))
+    net, logits = answers(x)
+    found = consistency(net, x, logits, 0.0, Noise(0, "test", samples=torch.arange(7)))
+    torch.testing.assert_close(found, torch.distributions.Categorical(logits=logits).entropy())
+
+
 def test_what_is_trained_is_a_copy() -> None:
     net = network()
     copy, leaves = trainable(net)
@@ -206,6 +250,7 @@ class Context(SimpleNamespace):
         images = torch.rand(len(labels), 1, 3, 3, generator=torch.Generator().manual_seed(0))
         split = Split(images, labels)
         super().__init__(data=Data("toy", split, split, split, 3), seed=0, role="teacher.2", threads=1, device="cpu")
+        self.eps = 0.1
         self.net, self.head = net, head
 
     def build_model(self, name: str | None = None) -> nn.Module:
@@ -231,6 +276,59 @@ def test_training_on_clusters_lowers_their_loss() -> None:
         (features,) = tuned.evaluate(context.data.train.images, net.features_node)
         values.append(float(magnet_loss(features, labels, torch.arange(3), 2.0).mean()))
     assert values[1] < 0.8 * values[0]
+
+
+def test_training_for_consistency_brings_it() -> None:
+    labels, values = torch.arange(60) % 3, []
+    for weight in (0.0, 8.0):
+        context = Context(network(), labels)
+        context.eps = 0.2
+        context.data.train.images[torch.arange(60), 0, labels] += 1
+        x = context.data.train.images.div_(2)
+        tuned = obtain(context, cluster_epochs=40, cluster_lr=0.01, clusters=1, gap=2.0, consistency=weight)
+        assert tuned(x).argmax(1).equal(labels)
+        values.append(float(consistency(tuned, x, tuned(x), 0.2, Noise(0, "test", samples=torch.arange(60))).mean()))
+    assert values[1] < 0.85 * values[0]
+
+
+def test_the_first_training_is_natural() -> None:
+    asked: list[Any] = []
+    context = Context(network(), torch.arange(60) % 3)
+    context.fit = lambda *arguments: (asked.extend(arguments), context.net)[1]
+    obtain(context, epochs=8, cluster_epochs=1, model="mlp")
+    options, _, bound, model = asked
+    assert (options.eps, options.shi_weight, options.epochs, options.milestones) == (0, 0, 8, (4, 6))
+    assert (bound, model) == ({"name": "adversarial"}, "mlp")
+
+
+def test_steps_and_learning_rates_are_those_of_the_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = []
+
+    class Watched(torch.optim.Adam):
+        def step(self, *arguments: Any) -> Any:
+            rates.append(self.param_groups[0]["lr"])
+            return super().step(*arguments)
+
+    monkeypatch.setattr(torch.optim, "Adam", Watched)
+    values = {"cluster_epochs": 6, "cluster_lr": 0.01, "batch_clusters": 3, "batch_samples": 10, "clusters": 1}
+    obtain(Context(network(), torch.arange(60) % 3), **values)
+    assert rates == pytest.approx([0.01] * 4 + [0.001] * 4 + [0.0001] * 4)  # two steps of 30 images an epoch
+
+
+def test_losses_of_a_batch_are_remembered_and_images_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Tensor] = []
+    picked = ctkd_clustr.teacher.pick_clusters
+
+    def watched(clusters: Clusters, losses: Tensor, *rest: Any) -> Tensor:
+        seen.append(losses.clone())
+        return picked(clusters, losses, *rest)
+
+    monkeypatch.setattr(ctkd_clustr.teacher, "pick_clusters", watched)
+    obtain(Context(network(), torch.arange(60) % 3), cluster_epochs=3, batch_samples=10, clusters=1)
+    known = [~losses.isnan() for losses in seen]
+    assert [int(rows.sum()) for rows in known][:2] == [0, 30]
+    assert int(known[2].sum()) > 30  # other images than in the batch before
+    assert bool((seen[1][known[1]] >= 0).all())
 
 
 def test_an_augmentation_is_used() -> None:

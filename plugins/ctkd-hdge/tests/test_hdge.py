@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import torch
 from ctkd_hdge.method import HDGE, contrast
-from ctkd_hdge.options import HDGEOptions
+from ctkd_hdge.options import HDGEOptions, HDGETeacherOptions
+from ctkd_hdge.teacher import HDGETeacher
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
@@ -134,6 +135,20 @@ def test_state_goes_through_json() -> None:
     second.load_state_dict(json.loads(json.dumps(first.state_dict())))
     for seed in (3, 4):
         assert first.combine(Step(seed)).equal(second.combine(Step(seed)))
+
+
+@pytest.mark.parametrize("eps", [0.0, 0.1])
+def test_the_teacher_is_trained_on_the_loss_from_the_first_step(eps: float) -> None:
+    """Also where the student has no radius: the loss has none either, but methods take part only above 0."""
+    asked: list[Any] = []
+    context = SimpleNamespace(eps=eps, seed=3, threads=1, device="cpu", fit=lambda *arguments: asked.extend(arguments))
+    HDGETeacher(HDGETeacherOptions(epochs=8, weight=0.5, queue=7, model="mlp")).obtain(context)  # type: ignore[arg-type]
+    options, _, bound, model = asked
+    assert options.eps > 0
+    assert (options.warmup, options.ramp, options.shi_weight, options.kappa_start) == (0, 0, 0, 0)
+    assert (options.epochs, options.milestones, options.seed) == (8, (4, 6), 3)
+    assert bound == {"name": "hdge", "weight": 0.5, "temperature": 0.1, "queue": 7}
+    assert model == "mlp"
 
 
 def test_a_student_learns_from_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,7 +36,7 @@ def ctkd_teachers() -> list[Registration]:
         Registration(
             "clustr",
             "ctkd_clustr.teacher:ClusTRTeacher",
-            "features trained to form clusters (Magnet loss), classes by distances to them; no attack in training",
+            "features trained to form clusters (Magnet loss), classes by distances to them; without an attack",
             (SOURCE, MAGNET),
             options="ctkd_clustr.options:ClusTROptions",
         )

@@ -39,5 +39,8 @@ class ClusTROptions(Options):
     """Clusters per batch (m): one, and the nearest ones of other classes; all of those where there are fewer."""
     batch_samples: Several = 20
     """Images per cluster and batch (d); all of a cluster that has fewer."""
+    consistency: NonNegative = 0.0
+    """Weight of equal answers within the run's eps (λ of ClusTR+QTRADES, 8 in its published command); 0 is ClusTR
+    alone, which sees no adversarial examples."""
     gap: NonNegative = 12.5
     """Distance that clusters of other classes shall keep (α), in units of twice the variance within clusters."""

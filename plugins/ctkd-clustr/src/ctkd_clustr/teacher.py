@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The ctkd contributors
 # SPDX-License-Identifier: MIT
-"""ClusTR (Alfarra et al. 2020, arXiv 2006.07682): clustering training, without adversarial examples."""
+"""ClusTR (Alfarra et al. 2020, arXiv 2006.07682): clustering training, with or without adversarial examples."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from ctkd.api import Noise, TrainOptions
 from ctkd.errors import BadInput, RunFailed
 from ctkd.propagate import trace
 from ctkd_clustr.clusters import Clusters, clustered, find_clusters, pick_clusters, trainable, variance_of
+from ctkd_clustr.consistency import consistency
 from ctkd_clustr.magnet import magnet_loss
 from ctkd_clustr.options import ClusTROptions
 
@@ -30,11 +31,13 @@ class ClusTRTeacher:
     Each epoch k-means finds the clusters of every class's features. A batch is a cluster, drawn by its recent loss,
     and its nearest clusters of other classes. In the end each class's probability is proportional to the sum of
     ``exp(-|r - mu|^2 / 2 s^2)`` over its clusters, with s^2 the variance of the training images within clusters.
+    ``consistency`` makes it ClusTR+QTRADES: such probabilities, by the clusters of the epoch, shall be the same near
+    the images of a batch.
 
     Ours: the second training works on the folded network of the first, so batch norm is a part of the weights there;
     k-means comes before each epoch; all clusters vote, where the source takes the nearest 20 (all, with ten classes of
-    two). Left out: the variants with adversarial examples (ClusTR with QTRADES), and the source's certificate, half the
-    gap of the distances to two clusters, which speaks about features, not about images.
+    two). Left out: the variants with the attack of TRADES and with free adversarial training, and the source's
+    certificate, half the gap of the distances to two clusters, which speaks about features, not about images.
     """
 
     Options = ClusTROptions
@@ -65,7 +68,7 @@ class ClusTRTeacher:
             device=context.device,
         )
         network = context.fit(natural, {"name": "pgd"}, {"name": "adversarial"}, options.model)
-        tuned = _Tuning(network, data, options, context.seed, torch.device(context.device)).run()
+        tuned = _Tuning(network, context, options).run()
         features = _features(tuned, data.train.images)
         clusters = find_clusters(features, data.train.labels, options.clusters, context.seed)
         return clustered(tuned, clusters, variance_of(features, clusters))
@@ -74,12 +77,13 @@ class ClusTRTeacher:
 class _Tuning:
     """The training on clusters."""
 
-    def __init__(self, network: Network, data: Data, options: ClusTROptions, seed: int, device: torch.device) -> None:
-        self.network, self.parameters = trainable(network.to(device))
-        self.data, self.options, self.seed, self.device = data, options, seed, device
-        self.images = data.train.images.to(device)
-        self.losses = torch.full((len(data.train),), torch.nan)
-        self.generator = torch.Generator().manual_seed(seed)
+    def __init__(self, network: Network, context: TeacherContext, options: ClusTROptions) -> None:
+        self.data, self.options, self.seed, self.eps = context.data, options, context.seed, context.eps
+        self.device = torch.device(context.device)
+        self.network, self.parameters = trainable(network.to(self.device))
+        self.images = self.data.train.images.to(self.device)
+        self.losses = torch.full((len(self.images),), torch.nan)
+        self.generator = torch.Generator().manual_seed(self.seed)
 
     def run(self) -> Network:
         """The network on the CPU, without gradient. Raises: RunFailed if the loss is not finite."""
@@ -94,11 +98,13 @@ class _Tuning:
             if not bool(features.isfinite().all()):
                 raise _diverged(epoch)
             clusters = find_clusters(features, self.data.train.labels, options.clusters, self.seed)
+            answers = clustered(self.network, clusters, variance_of(features, clusters)).to(self.device)
             for step in range(steps):
-                self._step(clusters, optimizer, epoch, step)
+                self._step(clusters, answers, optimizer, epoch, step)
         return self.network.detach().to("cpu")
 
-    def _step(self, clusters: Clusters, optimizer: torch.optim.Adam, epoch: int, step: int) -> None:
+    def _step(self, clusters: Clusters, answers: Network, optimizer: torch.optim.Adam, epoch: int, step: int) -> None:
+        """``answers``: the classifier by distances to these clusters, on the tensors that are trained."""
         options = self.options
         picked = pick_clusters(clusters, self.losses, options.batch_clusters, self.generator)
         rows, cluster_of = self._samples(clusters, picked)
@@ -107,14 +113,18 @@ class _Tuning:
             x = self.data.augment(x, Noise(self.seed, "ctkd-clustr", epoch, step, samples=rows))
         tap = self.network.features_node
         assert tap is not None
-        (features,) = self.network.evaluate(x, tap)
+        features, logits = answers.evaluate(x, tap, answers.output)
         losses = magnet_loss(
             features, cluster_of.to(self.device), clusters.class_of[picked].to(self.device), options.gap
         )
         if not bool(losses.isfinite().all()):
             raise _diverged(epoch)
+        total = losses.mean()
+        if options.consistency > 0:
+            noise = Noise(self.seed, "ctkd-clustr-consistency", epoch, step, samples=rows)
+            total = total + options.consistency * consistency(answers, x, logits, self.eps, noise).mean()
         optimizer.zero_grad()
-        losses.mean().backward()  # type: ignore[no-untyped-call]
+        total.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         self.losses[rows] = losses.detach().cpu()
 

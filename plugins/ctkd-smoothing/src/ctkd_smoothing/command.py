@@ -100,8 +100,10 @@ def _table(found: Mapping[str, Any]) -> None:
 def _notes(found: Mapping[str, Any]) -> list[str]:
     return [
         f"threat model: {found['threat_model']}; not comparable with `ctkd certify`, which proves L-infinity radii",
-        f"each certificate is an estimate from {found['draws']} draws ({found['selection']} chose the class) that is "
+        f"each certificate comes from {found['draws']} draws ({found['selection']} others chose the class) and is "
         f"wrong with probability at most {found['alpha']:g}, for each sample by itself",
+        f"over the whole table: at most {found['expected_wrong_at_most']:.3g} of the certificates are expected to be "
+        f"wrong, and all hold at once with probability at least {found['all_hold_with_probability']:.3g}",
         f"right and certified at some radius {100 * found['smoothed_accuracy']:.2f} %, abstained "
         f"{100 * found['abstained']:.2f} %, average L2 radius {found['average_l2_radius']:.4g} (0 where wrong)",
         f"the implied radius is the L2 radius over the root of {found['dimensions']}, the number of pixel values",

@@ -43,8 +43,9 @@ def smooth(
 
     Returns:
         The options, ``smoothed_accuracy`` (right and certified at some radius), ``abstained`` (fraction),
-        ``average_l2_radius`` (a sample that is wrong or abstained counts as 0), and ``curve``: for each L2 radius the
-        fraction that is right there and certified that far, with the L-infinity radius that it implies.
+        ``average_l2_radius`` (a sample that is wrong or abstained counts as 0), ``expected_wrong_at_most`` (of these
+        certificates, number), ``all_hold_with_probability`` (at least), and ``curve``: for each L2 radius the fraction
+        that is right there and certified that far, with the L-infinity radius that it implies.
 
     Raises: BadInput for options, a run or a data set that cannot be used.
     """
@@ -77,7 +78,11 @@ def smooth(
             found[row] = known[row]
     progress(len(rows), len(rows))
     facts = {**settings, "start": rows.start, "samples": len(rows), "dimensions": math.prod(data.input_shape)}
-    return {"threat_model": THREAT_MODEL, **facts, **_summary(found, split, options.radii, math.prod(data.input_shape))}
+    # No independence is needed for either: the mean of a sum, and the union bound.
+    wrong = options.alpha * len(rows)
+    together = {"expected_wrong_at_most": wrong, "all_hold_with_probability": max(0.0, 1 - wrong)}
+    summary = _summary(found, split, options.radii, math.prod(data.input_shape))
+    return {"threat_model": THREAT_MODEL, **facts, **summary, **together}
 
 
 def _summary(
@@ -121,9 +126,12 @@ def _rows(options: SmoothOptions, size: int) -> range:
 
 def _device(name: str) -> torch.device:
     try:
-        return torch.zeros(1, device=name).device
+        zero = torch.zeros(1, device=name)
+        zero.tolist()  # not on devices without values
     except (RuntimeError, AssertionError) as error:  # what PyTorch raises depends on what is missing
-        raise BadInput(f"device={name}: {str(error).splitlines()[0]}; accepted: cpu, cuda where there is one") from None
+        reason = str(error).splitlines()[0].split(". ")[0]
+        raise BadInput(f"device={name}: {reason}; accepted: cpu, cuda where there is one") from None
+    return zero.device
 
 
 def _digest(split: Split) -> str:

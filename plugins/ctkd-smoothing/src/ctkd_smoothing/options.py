@@ -10,6 +10,9 @@ from pydantic import Field
 
 from ctkd.options import Count, Index, NonNegative, Number, Options, Positive
 
+Draws = Annotated[Count, Field(le=10**9)]
+"""Of one sample."""
+
 
 class GaussianNoiseOptions(Options):
     """The noise."""
@@ -21,16 +24,18 @@ class GaussianNoiseOptions(Options):
 
 
 class NoisyAdversarialOptions(GaussianNoiseOptions):
-    """The noise, and the search for the shift. The defaults of the search are this package's own."""
+    """The noise, and the search for the shift. The defaults of the search are those of the source for CIFAR-10."""
 
-    draws: Count = 2
-    """Noisy images per image and step; the same noise serves the search and the loss."""
-    penalty: Positive = 2.0
-    """Price of a squared unit of L2 distance (γ of the source): larger keeps the shifted image nearer."""
-    steps: Index = 5
+    draws: Count = 4
+    """Noisy images per image, in each step of the search and in the loss (s of the source)."""
+    penalty: Positive = 1.5
+    """Price of a squared unit of L2 distance (γ of the source, 0.25 to 5): larger keeps the shifted image nearer."""
+    steps: Index = 4
     """Gradient steps of the search (K of the source); 0 is training with noise alone."""
-    step_size: Positive = 0.1
-    """Of the search (η1 of the source); at ``1 / (2 * penalty)`` and above it need not converge."""
+    step_size: Positive | None = None
+    """Of the search (η1 of the source); None is ``0.5 / penalty``, as there."""
+    cost: Literal["noisy", "plain"] = "noisy"
+    """Whether the distance that is paid for has the noise in it, as in the source, or not."""
 
 
 class SmoothOptions(Options):
@@ -38,13 +43,13 @@ class SmoothOptions(Options):
 
     sigma: Positive | None = None
     """Standard deviation of the noise, pixel units; None is that of the run's training, where it had noise."""
-    selection: Count = 100
+    selection: Draws = 100
     """Noisy images by which the class is chosen (n0 of the source)."""
-    draws: Count = 10_000
+    draws: Draws = 10_000
     """Noisy images by which its probability is bounded (n of the source, which takes 100,000)."""
     alpha: Annotated[Number, Field(gt=0, lt=1)] = 0.001
     """Each certificate is wrong with at most this probability."""
-    seed: Index = 0
+    seed: Annotated[Index, Field(lt=2**53)] = 0
     """Of the noise; a sample's noise does not depend on the other samples."""
     split: Literal["test", "validation"] = "test"
     """Of the run's data set."""

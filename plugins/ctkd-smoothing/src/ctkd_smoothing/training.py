@@ -45,17 +45,18 @@ class GaussianNoise:
 
 
 class NoisyAdversarial:
-    """Noisy adversarial learning (arXiv 2010.10987). An estimate, not a bound.
+    """Noisy adversarial learning (arXiv 2010.10987, Algorithm 1). An estimate, not a bound.
 
-    The source bounds the worst expected loss of the smoothed classifier over all distributions within a Wasserstein
-    budget of the data, transport cost squared L2 distance, by a constant plus the mean of
-    ``sup over x' of E_z loss(x' + sigma z) - penalty |x' - x|^2``. Training searches x' by gradient ascent, with the
-    noise of the step held fixed, and descends on the mean noisy loss there. For a smooth loss and a penalty above its
-    smoothness the inner problem is concave; noise makes the loss smooth.
+    The source bounds the worst expected loss at noisy inputs, over all distributions of them within a Wasserstein
+    budget of the data, by a constant plus the mean of
+    ``sup over x' of loss(x' + sigma z) - penalty |x' + sigma z - x|^2``: the transport cost is paid for the noise, too.
+    Its training searches one x' for each image by gradient ascent, on the average over some draws of z, which are new
+    in each step, and descends on the mean loss around it. ``cost="plain"`` leaves the noise out of the distance, which
+    the source found worse.
 
-    Ours: the same draws serve search and loss, the search starts at the image, and x' is not clamped to [0, 1]. The
-    network of the search has the batch statistics of the step as constants. The source's own certificate, of a
-    distribution and not of an image, is not computed. Objectives act on the noisy points around x'.
+    Ours: the loss has draws of its own, the network of the search has the batch statistics of the step as constants,
+    and x' is not clamped to [0, 1]. The source's certificate, of a distribution and not of an image, is not computed.
+    Objectives act on the noisy points around x'.
     """
 
     Options = NoisyAdversarialOptions
@@ -70,10 +71,10 @@ class NoisyAdversarial:
         return Needs(points=frozenset({"clean"}))
 
     def combine(self, step: Step) -> Tensor:
-        options, x = self.options, step["clean"].inputs.lower
-        noise = _noise(step, x, options)
+        x = step["clean"].inputs.lower
+        noise = _noise(step, x, self.options)
         shifted = worst_shift(
-            step.network.detach(), x, step.labels, noise, options.penalty, options.steps, options.step_size
+            step.network.detach(), x, step.labels, lambda: _noise(step, x, self.options), self.options
         )
         step.record("noisy-adversarial/distance", (shifted - x).flatten(1).norm(dim=1))
         return _mean_loss(step, shifted, noise)
@@ -83,31 +84,34 @@ def worst_shift(
     logits: Callable[[Tensor], Tensor],
     x: Tensor,
     labels: Tensor,
-    noise: Sequence[Tensor],
-    penalty: float,
-    steps: int,
-    step_size: float,
+    draw: Callable[[], Sequence[Tensor]],
+    options: NoisyAdversarialOptions,
 ) -> Tensor:
-    """Gradient ascent on ``mean over noise of CE(x' + noise) - penalty |x' - x|^2`` from x, per sample.
+    """Gradient ascent on ``mean over noise of CE(x' + noise) - penalty |x' + noise - x|^2`` from x, per sample.
 
     Args:
         logits: (batch, *input_shape) to (batch, classes).
         x: (batch, *input_shape).
         labels: (batch,).
-        noise: each like x.
-        penalty, steps, step_size: as in ``NoisyAdversarialOptions``.
+        draw: the noise of one step, tensors like x.
+        options: ``cost="plain"`` takes the noise out of the distance.
 
     Returns:
         x', like x, detached.
     """
     x = x.detach()
     point = x.clone()
-    for _ in range(steps):
+    step_size = options.step_size if options.step_size is not None else 0.5 / options.penalty
+    for _ in range(options.steps):
+        noise = draw()
         with torch.enable_grad():
             point.requires_grad_()
             losses = [cross_entropy(logits(point + z), labels, reduction="sum") for z in noise]
             (gradient,) = torch.autograd.grad(torch.stack(losses).mean(), point)
-        point = (point + step_size * (gradient - 2 * penalty * (point - x))).detach()
+        distance = point - x
+        if options.cost == "noisy":
+            distance = distance + torch.stack(tuple(noise)).mean(0)
+        point = (point + step_size * (gradient - 2 * options.penalty * distance)).detach()
     return point
 
 
