@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import re
 import stat
 import sys
 from pathlib import Path
@@ -17,7 +18,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from ctkd.errors import BadInput, RunFailed
-from ctkd.testing import conformance
+from ctkd.run import verify
+from ctkd.testing import conformance, save_tiny_network, tiny_specification
 from ctkd.verifying import Answer, Query
 
 try:
@@ -59,13 +61,21 @@ def network(folder: Path) -> Path:
     return save(folder / "net.onnx", first, RELU, gemm([[1, 0], [0, 0.25]], [0, 0.25]))
 
 
-def ask(folder: Path, model: Path, property_text: str, *, high: float = 1.0, verifier: Marabou | None = None) -> Answer:
+def ask(
+    folder: Path,
+    model: Path,
+    property_text: str,
+    *,
+    high: float = 1.0,
+    verifier: Marabou | None = None,
+    timeout: float = 20.0,
+) -> Answer:
     lines = [f"(declare-const {name} Real)" for name in ("X_0", "X_1", "X_2", "Y_0", "Y_1")]
     lines += [f"(assert (>= X_{i} 0.0))\n(assert (<= X_{i} {high}))" for i in range(3)]
     (folder / "spec.vnnlib").write_text("\n".join([*lines, property_text]) + "\n")
     scratch = folder / f"scratch-{len(list(folder.iterdir()))}"
     scratch.mkdir()
-    return (verifier or Marabou(MarabouOptions())).verify(Query(model, folder / "spec.vnnlib", 20.0, scratch))
+    return (verifier or Marabou(MarabouOptions())).verify(Query(model, folder / "spec.vnnlib", timeout, scratch))
 
 
 @needs_marabou
@@ -126,6 +136,48 @@ def test_large_constants_are_refused(tmp_path: Path) -> None:
 
 
 @needs_marabou
+def test_narrow_boxes_are_refused(tmp_path: Path) -> None:
+    """It takes what varies by 1e-5 for constant, and proves what is false: y1 is 0.25, and never above 1."""
+    model = network(tmp_path)
+    answer = ask(tmp_path, model, "(assert (<= Y_1 1.0))", high=0.000001)
+    assert (answer.verdict, answer.witness) == ("error", None)
+    assert "an input that varies by 1e-06; up to 1e-05 Marabou errs silently: it was not asked" in answer.message
+    assert ask(tmp_path, model, "(assert (<= Y_1 1.0))", high=0.0).verdict == "falsified"
+    narrow = tmp_path / "spec.vnnlib"
+    narrow.write_text(re.sub(r"(<= X_\d) 0\.0", r"\1 0.000001", narrow.read_text()))
+    wrong = Marabou(MarabouOptions())._ask(model, narrow, 20.0, tmp_path)
+    assert wrong.verdict == "verified"
+
+
+@needs_marabou
+def test_neurons_that_hardly_vary_are_constant_to_it(tmp_path: Path) -> None:
+    """A wrong proof that no plugin can see; the README says so. y0 is x0, by way of a neuron between 0 and 1e-6."""
+    small = gemm([[1e-6, 0, 0], [0, 0, 1]], [0, 0])
+    model = save(tmp_path / "small.onnx", small, RELU, gemm([[1e6, 0], [0, 0.25]], [0, 0]))
+    assert ask(tmp_path, model, "(assert (>= Y_0 0.5))").verdict == "verified"
+
+
+HALVES = "(and (<= X_0 0.2) (>= Y_0 0.9)) (and (>= X_0 0.5) (<= X_0 0.8) (>= Y_0 0.7))"
+
+
+@needs_marabou
+@pytest.mark.parametrize(
+    ("text", "verdict"),
+    [
+        ("(assert (>= Y_0 Y_1)) ; (assert (<= Y_1 0.0))", "falsified"),  # behind text it reads comments, too
+        (f"(assert (or {HALVES})) ; (assert (<= Y_1 0.0))", "falsified"),
+        (f"(assert (or {HALVES.replace('0.7', '0.85')}))", "verified"),
+        ("(assert (>= (- Y_0 Y_1) 0.9))", "verified"),
+        ("(assert (<= X_0 0.1))\n(assert (<= X_0 1.0))\n(assert (>= Y_0 Y_1))", "verified"),  # the last one counts
+        ("(assert (>= Y_0 0.5e+00))", "falsified"),  # it reads no such sign
+    ],
+)
+def test_forms_that_it_reads_wrongly_or_not_are_written_anew(tmp_path: Path, text: str, verdict: str) -> None:
+    answer = ask(tmp_path, network(tmp_path), text)
+    assert (answer.verdict, answer.message) == (verdict, "")
+
+
+@needs_marabou
 def test_further_arguments_reach_it(tmp_path: Path) -> None:
     verifier = Marabou(MarabouOptions(arguments=("--snc", "--num-workers", "1")))
     assert ask(tmp_path, network(tmp_path), "(assert (>= Y_0 Y_1))", high=0.2, verifier=verifier).verdict == "verified"
@@ -150,6 +202,9 @@ CASES = {
     "": ("error", "exit code 0 and the summary ''"),
     "open(summary, 'w').write('maybe 1 2 3')": ("error", "exit code 0 and the summary 'maybe 1 2 3'"),
     "open(summary, 'w').write('unsat 0 1 0'); sys.exit(1)": ("error", "exit code 1 and the summary 'unsat 0 1 0'"),
+    "print('Network: /tmp/errors/net.onnx'); sys.exit(3)": ("error", "exit code 3 and the summary ''"),
+    "print('Network: error'); print('RuntimeError: no'); sys.exit(1)": ("error", "RuntimeError: no"),
+    "print('an error'); print('MarabouError 1', file=sys.stderr); sys.exit(1)": ("error", "MarabouError 1"),
     "os.kill(os.getpid(), 9)": ("error", "it ended with signal 9 and the summary ''"),
     "print('Caught a MarabouError error. Code: 105'); sys.exit(1)": ("error", "Caught a MarabouError error. Code: 105"),
     "open(summary, 'w').write('UNKNOWN 0 1 0')": ("unknown", "it gave up"),
@@ -180,6 +235,72 @@ def test_witnesses_are_read_whole_or_not_at_all(tmp_path: Path, lines: list[str]
     assert answer.verdict == "falsified"
     assert answer.witness is not None
     assert answer.witness.tolist() == expected
+
+
+@pytest.mark.parametrize(("timeout", "seconds"), [(0.1, 1), (2.0, 2), (2.5, 3), (1e12, 2**31 - 1)])
+def test_it_gets_whole_seconds(tmp_path: Path, timeout: float, seconds: int) -> None:
+    """Never fewer, so that it does not give up early; and no more than it can read."""
+    code = "open(summary, 'w').write('UNKNOWN'); print('for', sys.argv[sys.argv.index('--timeout') + 1])"
+    verifier = program(tmp_path, code if timeout > 1 else f"{code}; time.sleep(60)")
+    answer = ask(tmp_path, network(tmp_path), "(assert (>= Y_0 Y_1))", verifier=verifier, timeout=timeout)
+    assert answer.verdict == ("unknown" if timeout > 1 else "timeout")
+    assert f"for {seconds}\n" in answer.log or timeout < 1
+
+
+def test_it_is_ended_with_its_children(tmp_path: Path) -> None:
+    """Whatever it wrote until then."""
+    note = tmp_path / "child"
+    child = "import subprocess; child = subprocess.Popen(['sleep', '300'], start_new_session=True); "
+    child += f"open({str(note)!r}, 'w').write(str(child.pid)); "
+    code = f"{child} open(summary, 'w').write('unsat 0 1 0'); time.sleep(60)"
+    answer = ask(tmp_path, network(tmp_path), "(assert (>= Y_0 Y_1))", verifier=program(tmp_path, code), timeout=2.0)
+    assert (answer.verdict, answer.message) == ("timeout", "")
+    state = Path(f"/proc/{note.read_text()}/stat")
+    assert not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+def test_outputs_of_a_program_that_denies_what_holds(tmp_path: Path) -> None:
+    """No number, so that they differ from onnxruntime's."""
+    denies = program(tmp_path, "open(summary, 'w').write('unsat 0 1 0')")
+    assert np.isnan(denies.outputs(network(tmp_path), np.zeros(3))).all()
+    gives_up = program(tmp_path, "open(summary, 'w').write('UNKNOWN 0 1 0')")
+    with pytest.raises(RunFailed, match=r"does not evaluate net\.onnx: it gave up"):
+        gives_up.outputs(network(tmp_path), np.zeros(3))
+
+
+ROUNDS = """
+if "--version" in sys.argv:
+    sys.exit(print("Marabou version 2.0.0"))
+if "point.vnnlib" in " ".join(sys.argv):
+    sys.exit("it cannot be asked for its outputs")
+open(sys.argv[sys.argv.index("--summary-file") + 1], "w").write("sat 0 1 0")
+print("x0 = 0.333333\\nx1 = 0.000000\\nx2 = 0.000000")
+"""
+
+
+def test_witnesses_have_six_decimals(tmp_path: Path) -> None:
+    """Through ctkd: one that rounding moved out of the box is moved back."""
+    model, specification = save_tiny_network(tmp_path), tmp_path / "spec.vnnlib"
+    specification.write_text(tiny_specification(1.0).replace("(>= X_0 0.0)", "(>= X_0 0.3333334)"))
+    path = tmp_path / "Pretend"
+    path.write_text(f"#!{sys.executable}\nimport sys\n{ROUNDS}")
+    path.chmod(0o755)
+    found = verify(model, ("marabou",), specification=specification, settings={"marabou.program": str(path)})
+    assert found["verifiers"]["marabou"]["falsified"] == 1
+
+
+def test_it_is_found_beside_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in an environment that is not activated."""
+    program(tmp_path, "")
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    assert Marabou(MarabouOptions(program="Pretend")).program == str(tmp_path / "Pretend")
+
+
+def test_a_home_folder_may_be_written_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program(tmp_path, "")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert Marabou(MarabouOptions(program="~/Pretend")).program == str(tmp_path / "Pretend")
 
 
 def test_how_to_get_it_is_said_in_one_line(tmp_path: Path) -> None:

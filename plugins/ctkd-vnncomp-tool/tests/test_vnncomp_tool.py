@@ -16,7 +16,6 @@ from typing import Any
 import psutil
 import pytest
 from ctkd_vnncomp_tool.options import VnncompToolOptions
-from ctkd_vnncomp_tool.results import read_results
 from ctkd_vnncomp_tool.verifier import VnncompTool
 
 from ctkd.errors import BadInput, Contradiction
@@ -85,6 +84,22 @@ def save_folder(folder: Path, version: str = "1.0") -> Path:
     rows = [f"{model.name},{name}.vnnlib,20" for name in ("robust", "broken")]
     (folder / "instances.csv").write_text("\n".join(rows) + "\n")
     return folder
+
+
+def test_paths_with_spaces_and_other_letters(tmp_path: Path) -> None:
+    """And a category that is not the default."""
+    folder = save_folder(tmp_path / "Prüfung 1 ☃")
+    checks = '[ -f "$3" ] && [ -f "$4" ] && [ "$2" = mnist_fc ] && [ "$PWD" = "$(dirname "$5")" ]'
+    tool = tmp_path / "mein Löser"
+    scripts(tool, f'{checks} && [ -f ready ] && echo unsat > "$5"', '[ "$1 $2" = "v1 mnist_fc" ] && touch ready')
+    answer = ask(folder, VnncompTool(VnncompToolOptions(scripts=tool, category="mnist_fc")), high=0.2)
+    assert (answer.verdict, answer.message) == ("verified", "")
+
+
+@needs_marabou
+def test_the_example_takes_such_paths(tmp_path: Path) -> None:
+    folder = save_folder(tmp_path / "Prüfung 1 ☃")
+    assert counts(folder, scripts=str(MARABOU), witness_digits=6) == {"verified": 1, "falsified": 1, "error": 0}
 
 
 def counts(folder: Path, **options: Any) -> dict[str, int]:
@@ -202,6 +217,13 @@ def test_a_program_of_the_standard(tmp_path: Path) -> None:
         ("echo sat > $5", "falsified", "it gives no witness"),
         ("printf 'sat\\n((X_0 0.5)\\n (X_2 1))' > $5", "falsified", "its witness cannot be read"),
         ('[ "$1 $2 $6" = "v1 ctkd 3" ] && echo unsat > $5', "verified", ""),
+        ("ln -s /proc/self/mem $5", "error", "the results file of run_instance.sh cannot be read"),
+        ("mkdir $5", "error", "wrote no results file"),
+        ("mkfifo $5", "error", "wrote no results file"),
+        ("printf 'SAT\\n' > $5", "falsified", "it gives no witness"),
+        ("printf 'error\\nout of memory\\n' > $5", "error", "it answered error 'out of memory'"),
+        ("printf '\\xff\\xfe\\x00' > $5", "error", "its result is"),
+        ("printf '\\033[31mred\\n'; exit 2", "error", "ended with exit code 2: ?[31mred"),
         ("head -c 3000000 /dev/zero | tr '\\0' 'x'; echo unsat > $5", "verified", ""),
     ],
 )
@@ -232,43 +254,11 @@ def test_children_of_a_tool_that_hangs_are_ended(tmp_path: Path) -> None:
     note = tmp_path / "pid"
     tool = scripts(tmp_path / "tool", f"setsid sleep 300 & echo $! > {note}; wait")
     assert ask(tmp_path, tool, timeout=1.0).verdict == "timeout"
-    assert not psutil.pid_exists(int(note.read_text())) or (
-        psutil.Process(int(note.read_text())).status() == psutil.STATUS_ZOMBIE
-    )
+    assert ended(int(note.read_text()))
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("sat\n((X_0 0.25)\n (X_1 -1e-3)\n (Y_0 7))\n", [0.25, -0.001]),
-        ("sat\n((X_0  0.25) (X_1 .5))", [0.25, 0.5]),
-        ("sat\r\nX float32 [1,2]\r\n0.25\r\n1\r\nY float32 [1,1]\r\n3\r\n", [0.25, 1.0]),
-        ("sat\nX real [2]\n0.25\n1", [0.25, 1.0]),
-        ("sat\nX float32 []\n0.25\n", [0.25]),
-        ("sat\n((X_1 0.25))", None),
-        ("sat\n((X_0 0.25) (X_0 0.25))", None),
-        ("sat\n((X_0 nan))", None),
-        ("sat\n((X_0 0.25)", None),
-        ("sat\n((X_" + "1" * 5000 + " 0.25))", None),
-        ("sat\n((X_0 0.25) rubbish)", None),
-        ("sat\n((Y_0 0.25))", None),
-        ("sat\nX float32 [1,2]\n0.25\n", None),
-        ("sat\nX float32 [1,2]\n0.25\n1\n2\n", None),
-        ("sat\nX float32 [1,2]\n0.25\ninf\n", None),
-        ("sat\nX float32 [99999999999999]\n0.25\n", None),
-        ("sat\nX float32 [" + ",".join(["999999999"] * 16) + "]\n0.25\n", None),
-        ("sat\nX float32 [1 2]\n0.25\n1\n", None),
-        ("sat\nX float32 [1,,2]\n0.25\n1\n", None),
-        ("sat\nX float32 [,]\n0.25\n", None),
-        ("sat\nX float32 [٢]\n1\n1\n", None),
-    ],
-)
-def test_witnesses_are_read_whole_or_not_at_all(text: str, expected: list[float] | None) -> None:
-    answer = read_results(text, "")
-    assert answer.verdict == "falsified"
-    assert answer.witness is not None
-    assert answer.witness.tolist() == (expected or [])
-    assert bool(answer.message) == (expected is None)
+def ended(number: int) -> bool:
+    return not psutil.pid_exists(number) or psutil.Process(number).status() == psutil.STATUS_ZOMBIE
 
 
 def test_what_must_be_said(tmp_path: Path) -> None:
@@ -281,6 +271,58 @@ def test_what_must_be_said(tmp_path: Path) -> None:
         VnncompTool(VnncompToolOptions(program=("no-such-solver",))).check()
     with pytest.raises(BadInput, match="--name ended with exit code 1"):
         VnncompTool(VnncompToolOptions(program=("false",))).check()
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        ("sleep 60", "--name ran for more than 1 s; by VNN-LIB 2.0"),
+        ("printf '\\033[31mSOLVER'", r"ended with exit code 0: \?\[31mSOLVER; by VNN-LIB 2.0"),
+        ("head -c 300 /dev/zero | tr '\\0' x", "ended with exit code 0: x{200}; by"),
+        ("[ $1 = --name ] && echo SOLVER", "--version ended with exit code 1; by VNN-LIB 2.0"),
+        ("true", "--name ended with exit code 0; by VNN-LIB 2.0"),
+    ],
+)
+def test_a_program_that_does_not_say_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, says: str
+) -> None:
+    monkeypatch.setattr("ctkd_vnncomp_tool.verifier.ASKING", 1.0)
+    path = tmp_path / "solver"
+    path.write_text(f"#!/bin/bash\n{code}\n")
+    path.chmod(0o755)
+    with pytest.raises(BadInput, match=says) as problem:
+        VnncompTool(VnncompToolOptions(program=(str(path),))).check()
+    assert str(problem.value).isprintable()
+
+
+def test_how_a_program_is_asked(tmp_path: Path) -> None:
+    """By the name that the specification gives the network; not by one in a comment."""
+    folder = save_folder(tmp_path / "mit Leerzeichen", "2.0")
+    path = folder / "robust.vnnlib"
+    path.write_text(f"; (declare-network g\n{path.read_text()}")
+    solver = tmp_path / "solver"
+    wanted = f"verify {path} --network f={folder}/net.onnx --timeout 3"
+    solver.write_text(f'#!/bin/bash\n[ "$*" = "{wanted}" ] && [ $# = 6 ] && echo unsat\n')
+    solver.chmod(0o755)
+    tool = VnncompTool(VnncompToolOptions(program=(str(solver),)))
+    answer = tool.verify(Query(folder / "net.onnx", path, 2.5, tmp_path))
+    assert (answer.verdict, answer.message) == ("verified", "")
+
+
+def test_scripts_that_change_are_another_tool(tmp_path: Path) -> None:
+    versions = [scripts(tmp_path / "tool", run).check() for run in ("echo unsat > $5", "echo unknown > $5")]
+    versions.append(scripts(tmp_path / "tool", "echo unknown > $5", "true").check())
+    assert len({each["scripts"] for each in versions}) == 3
+
+
+def test_preparing_takes_its_part_of_the_time(tmp_path: Path) -> None:
+    """What it leaves running is ended before the other script runs."""
+    note = tmp_path / "pid"
+    tool = scripts(tmp_path / "tool", "echo unsat > $5; echo $6", f"setsid sleep 300 & echo $! > {note}; sleep 1.2")
+    answer = ask(tmp_path, tool, timeout=30.0)
+    assert answer.verdict == "verified"
+    assert int(answer.log) <= 29
+    assert ended(int(note.read_text()))
 
 
 @pytest.mark.parametrize("version", ["1.0", "2.0"])
@@ -299,6 +341,35 @@ def test_a_folder_of_instances(tmp_path: Path, version: str) -> None:
     with pytest.warns(UserWarning, match="its witness violates nothing"):
         found = counts(other, scripts=str(tool), vnnlib=version)
     assert found == {"verified": 0, "falsified": 0, "error": 2}
+
+
+def test_rounded_witnesses(tmp_path: Path) -> None:
+    """One that rounding moved out of the box is moved back, where the option says that it was rounded."""
+    folder = save_folder(tmp_path / "benchmark")
+    path = folder / "broken.vnnlib"
+    path.write_text(path.read_text().replace("(>= X_0 0.0)", "(>= X_0 0.3333334)"))
+    (folder / "instances.csv").write_text("net.onnx,broken.vnnlib,20\n")
+    scripts(tmp_path / "tool", "printf 'sat\\n((X_0 0.333333) (X_1 0.0) (X_2 0.0))' > $5")
+    found = counts(folder, scripts=str(tmp_path / "tool"), witness_digits=6)
+    assert found == {"verified": 0, "falsified": 1, "error": 0}
+    with pytest.warns(UserWarning, match="its witness is outside of the box by 4e-07"):
+        assert counts(folder, scripts=str(tmp_path / "tool"))["error"] == 1
+
+
+def test_two_tools_by_labels(tmp_path: Path) -> None:
+    """In one call: they agree, and then they do not."""
+    folder = save_folder(tmp_path / "benchmark")
+    scripts(tmp_path / "one", "echo unsat > $5")
+    scripts(tmp_path / "two", "case $4 in *robust*) echo unsat > $5 ;; *) echo unknown > $5 ;; esac")
+    names = ("vnncomp-tool:a", "vnncomp-tool:b")
+    settings = {f"{name}.scripts": str(tmp_path / each) for name, each in zip(names, ("one", "two"), strict=True)}
+    (folder / "instances.csv").write_text("net.onnx,robust.vnnlib,20\n")
+    found = verify(folder, names, settings=settings)
+    assert [found["verifiers"][name]["verified"] for name in names] == [1, 1]
+    scripts(tmp_path / "two", "printf 'sat\\n((X_0 0) (X_1 0) (X_2 9))' > $5")
+    with pytest.warns(UserWarning, match="vnncomp-tool:b.*its witness is outside of the box by 8.8"):
+        found = verify(folder, names, settings=settings)
+    assert [found["verifiers"][name]["error"] for name in names] == [0, 1]
 
 
 def test_two_tools_by_two_calls(tmp_path: Path) -> None:

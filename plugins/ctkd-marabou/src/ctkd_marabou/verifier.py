@@ -5,11 +5,13 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import shutil
 import sys
 import tempfile
 from decimal import Decimal
+from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from numpy.typing import NDArray
 
 from ctkd.errors import BadInput, RunFailed
 from ctkd.verifying import Answer, Finished, Query, Verdict, run_program
+from ctkd.vnnlib import NotPlainError, Specification, plain_text, read_specification
 from ctkd_marabou.options import MarabouOptions
 
 INSTALL = "pip install maraboupy==2.0.0 (Python 3.11), or --set marabou.program=PATH of a build of your own"
@@ -26,7 +29,13 @@ VERDICTS: dict[str, Verdict] = {"unsat": "verified", "sat": "falsified", "TIMEOU
 """The first word of its summary file."""
 LARGEST = 1e5
 """With a constant of 1e7 in a specification it was seen to answer unsat for something that holds everywhere."""
+NARROWEST = Fraction(1, 100_000)
+"""What varies by no more, its preprocessor sets to its lower end; on a box that narrow it answers unsat to anything."""
+LONGEST = 2**31 - 1
+"""The largest number of seconds that it takes."""
 NUMBER = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
+PATHS = ("Network:", "Property:", 'File "')
+"""How lines begin in which it, and the Python around it, name files."""
 ASKING = 60.0
 """Seconds for its version, and for its outputs at one input."""
 
@@ -34,7 +43,8 @@ ASKING = 60.0
 class Marabou:
     """The Marabou program, version 2.0.0.
 
-    Sound as far as its arithmetic in float64 is, with tolerances of its own; ctkd replays its witnesses, which are
+    Sound as far as its arithmetic in float64 is, with tolerances of its own: a neuron that varies by less than 1e-5 is
+    a constant to it, so that a proof may be wrong where the margin is as small. ctkd replays its witnesses, which are
     printed with six decimals, and compares the network that it read with onnxruntime's.
     """
 
@@ -48,7 +58,7 @@ class Marabou:
     @cached_property
     def program(self) -> str:
         """Raises: BadInput if there is none."""
-        name = self.options.program
+        name = os.path.expanduser(self.options.program)  # noqa: PTH111 - a bare name stays one
         beside = Path(sys.executable).parent / name
         found = shutil.which(name) or shutil.which(beside)
         if found is None:
@@ -67,13 +77,19 @@ class Marabou:
         return {"Marabou": match[1]}
 
     def verify(self, query: Query) -> Answer:
-        large = _largest_number(query.specification.read_text())
-        if large > LARGEST:
-            return Answer(
-                "error",
-                message=f"the specification has a number of {large:g}; beyond {LARGEST:g} Marabou errs silently",
-            )
-        return self._ask(query.model, query.specification, query.timeout, query.scratch)
+        try:
+            specification = read_specification(query.specification)
+        except BadInput as problem:
+            return Answer("error", message=f"the specification cannot be read: {problem.messages[0]}")
+        try:
+            text = plain_text(specification)
+        except NotPlainError:  # it reads several boxes and differences of outputs, and what comments say, too
+            text = re.sub(r";[^\n]*", "", query.specification.read_text(encoding="utf-8", errors="replace"))
+        if reason := _errs_silently(specification, text):
+            return Answer("error", message=f"the specification has {reason} Marabou errs silently: it was not asked")
+        plain = query.scratch / "plain.vnnlib"
+        plain.write_text(text)
+        return self._ask(query.model, plain, query.timeout, query.scratch)
 
     def outputs(self, model: Path, x: NDArray[Any]) -> NDArray[np.float64]:
         """Its outputs at one input, to six decimals, by a specification that holds everywhere on a box of one point.
@@ -98,7 +114,7 @@ class Marabou:
 
     def _ask(self, model: Path, specification: Path, timeout: float, folder: Path) -> Answer:
         summary = folder / "summary.txt"
-        own = ["--verbosity", "0", "--timeout", str(math.ceil(timeout)), "--summary-file", str(summary)]
+        own = ["--verbosity", "0", "--timeout", str(min(math.ceil(timeout), LONGEST)), "--summary-file", str(summary)]
         command = [self.program, str(model.absolute()), str(specification.absolute()), *own, *self.options.arguments]
         done = run_program(command, timeout=timeout, folder=folder)
         log = done.output + done.errors
@@ -122,16 +138,27 @@ def _values(letter: str, output: str) -> NDArray[np.float64]:
 
 
 def _reason(done: Finished, words: list[str]) -> str:
+    """The last line that speaks of an error; not those with paths, which may have the word in a name."""
     lines = [line.strip() for line in (done.output + "\n" + done.errors).splitlines()]
-    told = next((line for line in lines if "error" in line.lower()), "")
+    told = [each for each in lines if "error" in each.lower() and not each.startswith(PATHS)]
     if told:
-        return told
+        return told[-1]
     ended = (
         f"it ended with signal {-done.code}" if done.code is not None and done.code < 0 else f"exit code {done.code}"
     )
     return f"{ended} and the summary {' '.join(words)[:60]!r}"
 
 
+def _errs_silently(specification: Specification, text: str) -> str:
+    """What in a specification makes its answers wrong; empty if nothing does."""
+    large = _largest_number(text)
+    if large > LARGEST:
+        return f"a number of {large:g}; beyond {LARGEST:g}"
+    widths = (high - low for box in specification.boxes for low, high in zip(box.lower, box.upper, strict=True))
+    narrow = next((width for width in widths if 0 < width <= NARROWEST), None)
+    return "" if narrow is None else f"an input that varies by {float(narrow):.3g}; up to {float(NARROWEST):g}"
+
+
 def _largest_number(text: str) -> float:
-    words = re.sub(r";[^\n]*", "", text).replace("(", " ").replace(")", " ").split()
+    words = text.replace("(", " ").replace(")", " ").split()
     return max((abs(float(word)) for word in words if NUMBER.fullmatch(word)), default=0.0)

@@ -30,6 +30,8 @@ ASKING = 60.0
 """Seconds for a program's name, and for its version."""
 LARGEST = 1 << 26
 """Bytes of a results file that are read; a witness of ImageNet has a tenth of that."""
+LONGEST = 200
+"""Characters of a program's name or version."""
 
 
 class VnncompTool:
@@ -105,8 +107,12 @@ class _Scripts:
             return Answer("error", seconds=done.seconds, message=_ended(RUN, done), log=log)
         if not results.is_file():
             return Answer("error", seconds=done.seconds, message=f"{RUN} wrote no results file", log=log)
-        with results.open("rb") as file:
-            text = file.read(LARGEST).decode(errors="replace")
+        try:
+            with results.open("rb") as file:
+                text = file.read(LARGEST).decode(errors="replace")
+        except OSError as error:
+            message = f"the results file of {RUN} cannot be read: {error.strerror}"
+            return Answer("error", seconds=done.seconds, message=message, log=log)
         return replace(read_results(text, log), seconds=done.seconds)
 
 
@@ -122,12 +128,11 @@ class _Program:
                     done = run_program([*self._command(), option], timeout=ASKING, folder=Path(folder))
                 except RunFailed as error:
                     raise BadInput(f"{error}; {CHOOSE}") from None
-                lines = done.output.split("\n")
-                if done.code != 0 or not lines[0].strip():
-                    raise BadInput(
-                        f"{_ended(f'{self.options.program[0]} {option}', done)}; VNN-LIB 2.0 wants an answer"
-                    )
-                found[option] = lines[0].strip()
+                line = done.output.partition("\n")[0].strip()
+                if done.code != 0 or not line.isprintable() or not 0 < len(line) <= LONGEST:
+                    ended = _ended(f"{self.options.program[0]} {option}", done)
+                    raise BadInput(f"{ended}; by VNN-LIB 2.0 it prints one line that says it")
+                found[option] = line
         return {found["--name"]: found["--version"]}
 
     def _command(self) -> list[str]:
@@ -139,7 +144,9 @@ class _Program:
         return [str(Path(found).absolute()), *self.options.program[1:]]
 
     def verify(self, query: Query) -> Answer:
-        network = NETWORK.search(re.sub(r";[^\n]*", "", query.specification.read_text()))
+        network = NETWORK.search(
+            re.sub(r";[^\n]*", "", query.specification.read_text(encoding="utf-8", errors="replace"))
+        )
         if network is None:
             return Answer("error", message="the specification declares no network; the tool reads VNN-LIB 2.0")
         command = [*self._command(), "verify", str(query.specification.absolute())]
@@ -157,6 +164,14 @@ def _log(done: Finished) -> str:
 
 
 def _ended(name: str, done: Finished) -> str:
-    how = f"signal {-done.code}" if done.code is not None and done.code < 0 else f"exit code {done.code}"
+    if done.code is None:
+        how = f"ran for more than {done.seconds:.0f} s"
+    else:
+        how = f"ended with {f'signal {-done.code}' if done.code < 0 else f'exit code {done.code}'}"
     lines = [line.strip() for line in _log(done).splitlines() if line.strip()]
-    return f"{name} ended with {how}" + (f": {lines[-1][:200]}" if lines else "")
+    return f"{name} {how}" + (f": {_plain(lines[-1])}" if lines else "")
+
+
+def _plain(line: str) -> str:
+    """What a terminal can show of the beginning of a line."""
+    return "".join(each if each.isprintable() else "?" for each in line[:200])
