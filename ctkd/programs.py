@@ -158,11 +158,18 @@ def _watched() -> str:
 
 
 def _end(process: subprocess.Popen[bytes], mark: str) -> None:
-    """Kill what is left: the group first, then by the mark, until no process has it."""
+    """Kill what is left: the group and descendants first, then by the mark, until no process has it."""
+    below: list[psutil.Process] = []
+    with contextlib.suppress(psutil.Error):  # some start theirs without an environment, and so without the mark
+        below = psutil.Process(process.pid).children(recursive=True)
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     with contextlib.suppress(subprocess.TimeoutExpired):  # one that hangs in the kernel cannot be waited for
         process.wait(PATIENCE)
+    for each in below:
+        with contextlib.suppress(psutil.Error):
+            each.kill()
+    psutil.wait_procs(below, timeout=PATIENCE)
     deadline = time.monotonic() + PATIENCE
     while left := _marked(mark):
         for each in left:

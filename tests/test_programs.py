@@ -55,6 +55,12 @@ def test_a_program_that_hangs_is_ended_with_its_children(tmp_path: Path) -> None
     assert gone(tmp_path)
 
 
+def test_children_without_an_environment_are_ended_at_the_timeout(tmp_path: Path) -> None:
+    bare = FAMILY.replace("start_new_session=True", "start_new_session=True, env={}")
+    assert python(tmp_path, bare.replace("{end}", "time.sleep(600)"), timeout=2.0).timed_out
+    assert gone(tmp_path)
+
+
 @pytest.mark.parametrize(("end", "code"), [("", 0), ("os._exit(7)", 7), ("os.kill(os.getpid(), 11)", -11)])
 def test_children_do_not_outlive_a_program_that_ends_by_itself(tmp_path: Path, end: str, code: int) -> None:
     done = python(tmp_path, FAMILY.replace("{end}", end))

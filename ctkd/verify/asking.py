@@ -212,5 +212,5 @@ def _clean(answer: Any) -> Answer:
         seconds = None if answer.seconds is None else float(answer.seconds)
     except (TypeError, ValueError):
         seconds = None
-    message = " ".join(str(answer.message).split())[:300]
+    message = "".join(c if c.isprintable() else "?" for c in " ".join(str(answer.message).split())[:300])
     return replace(answer, seconds=seconds, message=message, log=str(answer.log)[-LOG:].replace("\0", ""))

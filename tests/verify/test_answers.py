@@ -118,6 +118,7 @@ def test_a_lie_about_a_witness_is_an_error(bench: Path, verify: Verify, tool: st
         (Answer("falsified", np.full(36, np.nan)), "or some are not finite"),
         (Answer("falsified", "rubbish"), "its witness is a str"),  # type: ignore[arg-type]
         (Answer("error", message="two\nlines", log="\0" * 9), "two lines"),
+        (Answer("error", message="\x1b[31mred"), "?[31mred"),
     ],
 )
 def test_rubbish_is_an_error(
