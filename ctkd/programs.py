@@ -55,6 +55,35 @@ class Finished:
     seconds: float
     timed_out: bool
 
+    @property
+    def log(self) -> str:
+        """Both streams, standard output first."""
+        return self.output + self.errors
+
+    @property
+    def ending(self) -> str:
+        """``exit code 3``, ``signal 9``, or ``a timeout``."""
+        if self.code is None:
+            return "a timeout"
+        return f"signal {-self.code}" if self.code < 0 else f"exit code {self.code}"
+
+    @property
+    def last_line(self) -> str:
+        """The last line with anything in it, which often says what went wrong; at most 200 characters, may be empty."""
+        lines = [line.strip() for line in f"{self.output}\n{self.errors}".splitlines() if line.strip()]
+        return lines[-1][:200] if lines else ""
+
+
+def other_python(path: Sequence[Path] = ()) -> dict[str, str]:
+    """The environment for a program with a Python of its own: ctkd's, without what belongs to ctkd's Python.
+
+    Args:
+        path: folders that it finds before its own packages.
+    """
+    own = ("PYTHONHOME", "PYTHONPATH", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__")
+    kept = {name: value for name, value in os.environ.items() if name not in own}
+    return {**kept, "PYTHONPATH": os.pathsep.join(map(str, path))} if path else kept
+
 
 @contextlib.contextmanager
 def stopped_by(stop: Callable[[], bool]) -> Iterator[None]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,28 @@ def write_bytes(path: Path, data: bytes) -> None:
         raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_new_file(path: Path, endings: Sequence[str], example: str, *, force: bool) -> None:
+    """Refuse a file named with --out before any work is done for it.
+
+    Args:
+        endings: what its name may end in, with the dot.
+        example: a name for a file in a folder.
+        force: whether one that exists is replaced.
+
+    Raises: BadInput.
+    """
+    if path.suffix not in endings:
+        raise BadInput(f"--out {path}: name a file that ends in {', '.join(endings)}, such as {example}")
+    if path.is_dir():
+        raise BadInput(f"--out {path}: it is a folder; name a file, such as {path / example}")
+    if not path.parent.is_dir():
+        raise BadInput(f"--out {path}: there is no folder {path.parent}")
+    if not os.access(path.parent, os.W_OK):
+        raise BadInput(f"--out {path}: the folder {path.parent} cannot be written")
+    if path.exists() and not force:
+        raise BadInput(f"--out {path}: it exists; name another file, or add --force")
 
 
 def write_text(path: Path, text: str) -> None:

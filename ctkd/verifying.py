@@ -17,6 +17,7 @@ from typing import Any, Literal, Protocol
 from numpy.typing import NDArray
 
 from ctkd.programs import Finished as Finished
+from ctkd.programs import other_python as other_python
 from ctkd.programs import run_program as run_program
 
 Verdict = Literal["verified", "falsified", "unknown", "timeout", "error"]

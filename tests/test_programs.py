@@ -139,3 +139,24 @@ for _ in range(2):
     first, second = map(int, done.stdout.split())
     assert (first, done.stderr) == (second, "")
     assert first == 0 or not psutil.pid_exists(first)
+
+
+def test_how_a_program_ended_and_its_last_words(tmp_path: Path) -> None:
+    done = python(tmp_path, "import sys; print('out'); print(' no licence \\n\\n', file=sys.stderr); sys.exit(4)")
+    assert (done.ending, done.last_line, done.log) == ("exit code 4", "no licence", "out\n no licence \n\n\n")
+    done = python(tmp_path, "import os; print('x' * 300, end='', flush=True); os.kill(os.getpid(), 9)")
+    assert (done.ending, done.last_line) == ("signal 9", "x" * 200)
+    done = python(tmp_path, "import time; time.sleep(600)", timeout=0.5)
+    assert (done.ending, done.last_line) == ("a timeout", "")
+
+
+def test_another_python_gets_nothing_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PYTHONHOME", "PYTHONPATH", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__", "KEPT"):
+        monkeypatch.setenv(name, "ours")
+    assert {**os.environ, "KEPT": "ours"}.items() >= programs.other_python().items()
+    found = programs.other_python([tmp_path, tmp_path / "b"])
+    assert found["PYTHONPATH"] == f"{tmp_path}{os.pathsep}{tmp_path / 'b'}"
+    for given in (programs.other_python(), found):
+        assert given["KEPT"] == "ours"
+        assert not {"PYTHONHOME", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__"} & given.keys()
+    assert "PYTHONPATH" not in programs.other_python()

@@ -8,7 +8,6 @@ import importlib.util
 import io
 import json
 import math
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 from ctkd.errors import BadInput, RunFailed
 from ctkd.report.facts import Run, read_run
 from ctkd.report.write import NEEDED
-from ctkd.storage import write_bytes
+from ctkd.storage import check_new_file, write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-FORMATS = ("png", "svg", "pdf")
+FORMATS = (".png", ".svg", ".pdf")
 LENGTH = 48
 """Of a name in the legend."""
 
@@ -75,7 +74,7 @@ def curves(runs: Sequence[Path], out: Path, *, labels: Sequence[str] = (), force
         raise BadInput(f"curves need {' and '.join(missing)}: pip install 'ctkd[report]'")
     if not runs:
         raise BadInput("name at least one run folder")
-    _check_target(out, force)
+    check_new_file(out, FORMATS, "curves.png", force=force)
     folders = list({path.resolve(): path for path in runs}.values())
     if labels and len(labels) != len(folders):
         raise BadInput(f"there are {len(folders)} runs and {len(labels)} labels; give one for each run, in their order")
@@ -83,25 +82,12 @@ def curves(runs: Sequence[Path], out: Path, *, labels: Sequence[str] = (), force
     _check_runs(read)
     found = [_figures(run, name) for run, name in zip(read, labels or _names(folders), strict=True)]
     content = _drawn(found, _title(read[0], found), out.suffix[1:])
-    _check_target(out, force)  # drawing took a while
+    check_new_file(out, FORMATS, "curves.png", force=force)  # drawing took a while
     try:
         write_bytes(out, content)
     except OSError as error:
         raise RunFailed(f"{out} cannot be written, name another file with --out: {error.strerror}") from None
     return {"curves": str(out), "runs": [asdict(one) for one in found]}
-
-
-def _check_target(path: Path, force: bool) -> None:
-    if path.suffix[1:] not in FORMATS:
-        raise BadInput(f"--out {path}: name a file that ends in {', '.join(f'.{end}' for end in FORMATS)}")
-    if path.is_dir():
-        raise BadInput(f"--out {path}: it is a folder; name a file, such as {path / 'curves.png'}")
-    if not path.parent.is_dir():
-        raise BadInput(f"--out {path}: there is no folder {path.parent}")
-    if not os.access(path.parent, os.W_OK):
-        raise BadInput(f"--out {path}: the folder {path.parent} cannot be written")
-    if path.exists() and not force:
-        raise BadInput(f"--out {path}: it exists; name another file, or add --force")
 
 
 def _check_runs(runs: Sequence[Run]) -> None:

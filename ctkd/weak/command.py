@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,9 +18,11 @@ from ctkd.config import resolve
 from ctkd.errors import BadInput, RunFailed, nearest
 from ctkd.runfolder import RunFolder
 from ctkd.session import load_data, split_digest
+from ctkd.storage import check_new_file
 from ctkd.weak.dataset import check_storable, with_validation, write_archive
 from ctkd.weak.ranking import Combination, Measure, Place, Standings, check_comparable, ranked, read_standings
 
+ENDINGS = (".npz",)
 WORST = 20
 """How many samples, unless said otherwise."""
 SPLITS = ("test", "validation", "train")
@@ -75,7 +76,7 @@ def weak(
     if not runs:
         raise BadInput("name at least one run folder")
     if out is not None:
-        _check_target(out, force)
+        check_new_file(out, ENDINGS, "weak.npz", force=force)
     folders = list({path.resolve(): path for path in runs}.values())
     measure: Measure = "radius" if by == "radius" else "margin"
     combination: Combination = "worst" if rank == "worst" else "mean"
@@ -121,19 +122,6 @@ def _check(by: str, worst: int | None, eps: float | str | None, split: str | Non
         raise BadInput(*problems)
 
 
-def _check_target(path: Path, force: bool) -> None:
-    if path.suffix != ".npz":
-        raise BadInput(f"--out {path}: name a file that ends in .npz, such as weak.npz")
-    if path.is_dir():
-        raise BadInput(f"--out {path}: it is a folder; name a file, such as {path / 'weak.npz'}")
-    if not path.parent.is_dir():
-        raise BadInput(f"--out {path}: there is no folder {path.parent}")
-    if not os.access(path.parent, os.W_OK):
-        raise BadInput(f"--out {path}: the folder {path.parent} cannot be written")
-    if path.exists() and not force:
-        raise BadInput(f"--out {path}: it exists; name another file, or add --force")
-
-
 def _notes(runs: Sequence[Standings], places: Sequence[Place], *, correct: bool) -> list[str]:
     notes = [note for run in runs for note in run.notes]
     most = max(len(run.samples) for run in runs)
@@ -175,7 +163,7 @@ def _write(
         "format": 1,
     }
     values = [[math.nan if s.value is None else s.value for s in place.standings] for place in chosen]
-    _check_target(out, force)  # reading took a while
+    check_new_file(out, ENDINGS, "weak.npz", force=force)  # reading took a while
     try:
         write_archive(out, made, samples, about, np.array(values, dtype=np.float64).T)
     except OSError as error:

@@ -92,7 +92,7 @@ def refused(found: tuple[int, str, str], message: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--out", "c.gif"], "--out c.gif: name a file that ends in .png, .svg, .pdf"),
+        (["--out", "c.gif"], "--out c.gif: name a file that ends in .png, .svg, .pdf, such as curves.png"),
         (["--out", "none/c.png"], "--out none/c.png: there is no folder none"),
         (["--out", "there.png"], "--out there.png: it exists; name another file, or add --force"),
         (["--out", "dir.png", "--force"], "--out dir.png: it is a folder; name a file, such as dir.png/curves.png"),

@@ -203,6 +203,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--bounds", nargs="+", choices=list(PARTS["0.1"].choices), help="only these methods")
+    parser.add_argument("--teachers", nargs="+", choices=["none", "pgd", "natural"], help="only these teachers")
     parser.add_argument("--again", type=int, metavar="ROW", help="run one stored row again, from 1, and compare")
     parser.add_argument("--table", action="store_true", help="print the table of finished rows and stop")
     options = parser.parse_args()
@@ -221,6 +222,7 @@ def main() -> None:
     tuned = [json.loads(line) for line in grid.ROWS.read_text().splitlines()]
     todo = [cell for cell in missing_from(tuned) if cell.part in options.parts]
     todo = [cell for cell in todo if options.bounds is None or cell.bound in options.bounds]
+    todo = [cell for cell in todo if options.teachers is None or cell.teacher in options.teachers]
     todo.sort(key=lambda cell: cell.teacher == "natural")  # last, where time does not carry to the end
     with ThreadPoolExecutor(options.jobs) as pool:
         tried = [

@@ -198,11 +198,11 @@ def program(folder: Path, code: str) -> Marabou:
 
 PRINTS = "open(summary, 'w').write('sat 0 1 0'); print('Input assignment:'); "
 CASES = {
-    "sys.exit(3)": ("error", "exit code 3 and the summary ''"),
-    "": ("error", "exit code 0 and the summary ''"),
-    "open(summary, 'w').write('maybe 1 2 3')": ("error", "exit code 0 and the summary 'maybe 1 2 3'"),
-    "open(summary, 'w').write('unsat 0 1 0'); sys.exit(1)": ("error", "exit code 1 and the summary 'unsat 0 1 0'"),
-    "print('Network: /tmp/errors/net.onnx'); sys.exit(3)": ("error", "exit code 3 and the summary ''"),
+    "sys.exit(3)": ("error", "it ended with exit code 3 and the summary ''"),
+    "": ("error", "it ended with exit code 0 and the summary ''"),
+    "open(summary, 'w').write('maybe 1 2 3')": ("error", "it ended with exit code 0 and the summary 'maybe 1 2 3'"),
+    "open(summary, 'w').write('unsat 0 1 0'); sys.exit(1)": ("error", "it ended with exit code 1 and the summary 'unsat 0 1 0'"),
+    "print('Network: /tmp/errors/net.onnx'); sys.exit(3)": ("error", "it ended with exit code 3 and the summary ''"),
     "print('Network: error'); print('RuntimeError: no'); sys.exit(1)": ("error", "RuntimeError: no"),
     "print('an error'); print('MarabouError 1', file=sys.stderr); sys.exit(1)": ("error", "MarabouError 1"),
     "os.kill(os.getpid(), 9)": ("error", "it ended with signal 9 and the summary ''"),

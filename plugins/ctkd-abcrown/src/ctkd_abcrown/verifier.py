@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctkd.errors import BadInput, RunFailed
-from ctkd.verifying import Answer, Finished, Query, run_program
+from ctkd.verifying import Answer, Finished, Query, other_python, run_program
 from ctkd.vnnlib import NotPlainError, plain_text, read_specification
 from ctkd_abcrown.configuration import Files, read_settings, write_question
 from ctkd_abcrown.options import AbCrownOptions
@@ -50,6 +50,7 @@ with torch.no_grad():
     y = model(x.reshape(1, *shape))
 json.dump(y.reshape(-1).tolist(), open("answer.json", "w"))
 """
+SILENT = "it printed nothing"
 DIFFERS = "Model might not be converted correctly"
 LARGEST_ERROR = re.compile(r"^Max error: tensor\(([^,)]+)", re.MULTILINE)
 SECONDS = re.compile(r"^Time: ([0-9.]+(?:e[-+]?[0-9]+)?)$", re.MULTILINE)
@@ -120,7 +121,7 @@ class AbCrown:
         write_question(self.options, files, query.model.absolute(), query.timeout)
         command = [str(self._program()), "--config", str(files.configuration)]
         done = self._run(command, query.timeout, query.scratch)
-        return replace(self._read(done, files, query.timeout), log=done.output + done.errors)
+        return replace(self._read(done, files, query.timeout), log=done.log)
 
     def _read(self, done: Finished, files: Files, timeout: float) -> Answer:
         if DIFFERS in done.output:
@@ -132,7 +133,7 @@ class AbCrown:
         if done.code != 0:
             return Answer("error", message=_ended(done))
         if not files.results.is_file():
-            return Answer("error", message=f"it wrote no results file: {_last(done)}")
+            return Answer("error", message=f"it wrote no results file: {done.last_line or SILENT}")
         contents = _contents(files.results)
         if files.mode == "csv":
             return read_table(contents, _contents(files.witness).decode(errors="replace"), timeout)
@@ -151,13 +152,8 @@ class AbCrown:
         return found[1] if found else "of unknown version"
 
     def _run(self, arguments: list[str], timeout: float, folder: Path) -> Finished:
-        """With ctkd's environment, without what belongs to ctkd's own Python."""
-        own = ("PYTHONHOME", "PYTHONPATH", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__")
-        variables = {name: value for name, value in os.environ.items() if name not in own}
-        if self.options.path:
-            variables["PYTHONPATH"] = os.pathsep.join(map(str, self.options.path))
         command = [str(self.options.python), *arguments]
-        return run_program(command, timeout=timeout, folder=folder, environment=variables)
+        return run_program(command, timeout=timeout, folder=folder, environment=other_python(self.options.path))
 
 
 def _answer(done: Finished, folder: Path) -> Any:
@@ -179,10 +175,4 @@ def _contents(path: Path) -> bytes:
 
 
 def _ended(done: Finished) -> str:
-    code = f"signal {-done.code}" if done.code is not None and done.code < 0 else f"exit code {done.code}"
-    return f"it ended with {code}: {_last(done)}"
-
-
-def _last(done: Finished) -> str:
-    lines = [line.strip() for line in (done.output + "\n" + done.errors).splitlines() if line.strip()]
-    return lines[-1][:200] if lines else "it printed nothing"
+    return f"it ended with {done.ending}: {done.last_line or SILENT}"

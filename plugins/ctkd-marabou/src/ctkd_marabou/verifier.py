@@ -117,7 +117,7 @@ class Marabou:
         own = ["--verbosity", "0", "--timeout", str(min(math.ceil(timeout), LONGEST)), "--summary-file", str(summary)]
         command = [self.program, str(model.absolute()), str(specification.absolute()), *own, *self.options.arguments]
         done = run_program(command, timeout=timeout, folder=folder)
-        log = done.output + done.errors
+        log = done.log
         if done.timed_out:
             return Answer("timeout", log=log)
         words = summary.read_text(errors="replace").split() if summary.is_file() else []
@@ -143,10 +143,7 @@ def _reason(done: Finished, words: list[str]) -> str:
     told = [each for each in lines if "error" in each.lower() and not each.startswith(PATHS)]
     if told:
         return told[-1]
-    ended = (
-        f"it ended with signal {-done.code}" if done.code is not None and done.code < 0 else f"exit code {done.code}"
-    )
-    return f"{ended} and the summary {' '.join(words)[:60]!r}"
+    return f"it ended with {done.ending} and the summary {' '.join(words)[:60]!r}"
 
 
 def _errs_silently(specification: Specification, text: str) -> str:

@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from ctkd.errors import BadInput, RunFailed
-from ctkd.verifying import Answer, Finished, Query, Verdict, run_program
+from ctkd.verifying import Answer, Finished, Query, Verdict, other_python, run_program
 from ctkd.vnnlib import NotPlainError, parse_witness, plain_text, read_specification
 from ctkd_neuralsat.options import NeuralSatOptions
 
@@ -27,6 +27,7 @@ print(os.path.join(list(found.submodule_search_locations)[0], "main.py"))
 import torch
 print(torch.__version__)
 """
+SILENT = "it printed nothing"
 VERDICTS: dict[str, Verdict] = {"unsat": "verified", "sat": "falsified", "timeout": "timeout", "unknown": "unknown"}
 FIRST = re.compile(r"([a-z]+),[0-9.]+")
 ASKING = 120.0
@@ -56,14 +57,12 @@ class NeuralSat:
             raise BadInput("neuralsat.python is ctkd's own: NeuralSAT brings a module named src; give it its own venv")
         try:
             with tempfile.TemporaryDirectory() as folder:
-                done = run_program(
-                    [str(python), "-c", WHERE], timeout=ASKING, folder=Path(folder), environment=self._variables()
-                )
+                done = self._run(["-c", WHERE], ASKING, Path(folder))
         except RunFailed as error:
             raise BadInput(f"{error}; {INSTALL}") from None
         lines = done.output.split("\n")
         if done.code != 0 or len(lines) < 3:
-            raise BadInput(f"{python} has no working NeuralSAT ({_last(done)}): {INSTALL}")
+            raise BadInput(f"{python} has no working NeuralSAT ({done.last_line or SILENT}): {INSTALL}")
         self.main = lines[1]
         return {"NeuralSAT": lines[0], "torch": lines[2]}
 
@@ -81,9 +80,8 @@ class NeuralSat:
         files = ["--net", str(query.model.absolute()), "--spec", str(specification), "--result_file", str(results)]
         how = ["--device", self.options.device, "--timeout", f"{query.timeout:g}", "--verbosity", "0"]
         what = ["--export_cex", "--export_runtime", *self.options.arguments]
-        command = [str(self.options.python), str(self.main), *files, *how, *what]
-        done = run_program(command, timeout=query.timeout, folder=query.scratch, environment=self._variables())
-        log = done.output + done.errors
+        done = self._run([str(self.main), *files, *how, *what], query.timeout, query.scratch)
+        log = done.log
         if done.timed_out:
             return Answer("timeout", log=log)
         written = results.read_text(errors="replace") if results.is_file() else ""
@@ -95,23 +93,13 @@ class NeuralSat:
         message = "it gave up" if verdict == "unknown" else ""
         return Answer(verdict, parse_witness(rest) if verdict == "falsified" else None, message=message, log=log)
 
-    def _variables(self) -> dict[str, str]:
-        """ctkd's environment without what belongs to ctkd's own Python."""
-        own = ("PYTHONHOME", "PYTHONPATH", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__")
-        kept = {name: value for name, value in os.environ.items() if name not in own}
-        return {**kept, "PYTHONPATH": os.pathsep.join(map(str, self.options.path))} if self.options.path else kept
+    def _run(self, arguments: list[str], timeout: float, folder: Path) -> Finished:
+        command = [str(self.options.python), *arguments]
+        return run_program(command, timeout=timeout, folder=folder, environment=other_python(self.options.path))
 
 
 def _reason(done: Finished, first: str) -> str:
     if done.code != 0:
-        return f"it ended with {_code(done)}: {_last(done)}"
-    return f"its results file begins with {first[:60]!r}" if first else f"it wrote no results file: {_last(done)}"
-
-
-def _code(done: Finished) -> str:
-    return f"signal {-done.code}" if done.code is not None and done.code < 0 else f"exit code {done.code}"
-
-
-def _last(done: Finished) -> str:
-    lines = [line.strip() for line in (done.output + "\n" + done.errors).splitlines() if line.strip()]
-    return lines[-1][:200] if lines else "it printed nothing"
+        return f"it ended with {done.ending}: {done.last_line or SILENT}"
+    said = done.last_line or SILENT
+    return f"its results file begins with {first[:60]!r}" if first else f"it wrote no results file: {said}"

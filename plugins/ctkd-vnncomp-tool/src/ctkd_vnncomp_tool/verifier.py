@@ -87,7 +87,7 @@ class _Scripts:
         instance = ["v1", self.options.category, *files]
         limit = min(query.timeout, self.options.prepare_seconds)
         done = run_program(["bash", self.folder / PREPARE, *instance], timeout=limit, folder=query.scratch)
-        log = _log(done)
+        log = done.log
         if done.timed_out:
             if limit == query.timeout:
                 return Answer("timeout", log=log)
@@ -100,7 +100,7 @@ class _Scripts:
         results = query.scratch / "results.txt"
         command = ["bash", str(self.folder / RUN), *instance, str(results), str(math.ceil(left))]
         done = run_program(command, timeout=left, folder=query.scratch)
-        log += _log(done)
+        log += done.log
         if done.timed_out:
             return Answer("timeout", seconds=done.seconds, log=log)
         if done.code != 0:
@@ -153,23 +153,15 @@ class _Program:
         command += ["--network", f"{network[1]}={query.model.absolute()}", "--timeout", str(math.ceil(query.timeout))]
         done = run_program(command, timeout=query.timeout, folder=query.scratch)
         if done.timed_out:
-            return Answer("timeout", seconds=done.seconds, log=_log(done))
+            return Answer("timeout", seconds=done.seconds, log=done.log)
         if done.code != 0:
-            return Answer("error", seconds=done.seconds, message=_ended(self.options.program[0], done), log=_log(done))
-        return replace(read_results(done.output, _log(done)), seconds=done.seconds)
-
-
-def _log(done: Finished) -> str:
-    return done.output + done.errors
+            return Answer("error", seconds=done.seconds, message=_ended(self.options.program[0], done), log=done.log)
+        return replace(read_results(done.output, done.log), seconds=done.seconds)
 
 
 def _ended(name: str, done: Finished) -> str:
-    if done.code is None:
-        how = f"ran for more than {done.seconds:.0f} s"
-    else:
-        how = f"ended with {f'signal {-done.code}' if done.code < 0 else f'exit code {done.code}'}"
-    lines = [line.strip() for line in _log(done).splitlines() if line.strip()]
-    return f"{name} {how}" + (f": {_plain(lines[-1])}" if lines else "")
+    how = f"ran for more than {done.seconds:.0f} s" if done.timed_out else f"ended with {done.ending}"
+    return f"{name} {how}" + (f": {_plain(done.last_line)}" if done.last_line else "")
 
 
 def _plain(line: str) -> str:
