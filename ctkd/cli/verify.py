@@ -12,7 +12,7 @@ import click
 
 from ctkd.cli.certify import certify_settings
 from ctkd.cli.common import json_option, percent, print_json, print_table, reporter
-from ctkd.errors import BadInput
+from ctkd.errors import BadInput, RunFailed
 
 EPILOG = """\b
 Examples:
@@ -78,10 +78,18 @@ def command(
 
 
 def show(found: Mapping[str, Any], *, as_json: bool) -> None:
-    """Raises: BadInput for what could not be asked about."""
+    """Raises: BadInput for what could not be asked about; RunFailed where nothing was answered but by errors."""
     print_json(found) if as_json else _table(found)
     if found["unusable"]:
         raise BadInput(*(f"{name} was not asked about: {why}" for name, why in found["unusable"].items()))
+    tools = found["verifiers"]
+    counts = {verdict: sum(tool[verdict] for tool in tools.values()) for verdict in VERDICTS}
+    if counts["error"] and counts["error"] == sum(counts.values()):
+        reasons = sorted({reason for tool in tools.values() for reason in tool["errors"]})
+        raise RunFailed(
+            f"all answers of {', '.join(tools)} are errors ({', '.join(reasons)}); what they printed is in "
+            f"{found['results']}, and --retry asks again"
+        )
 
 
 def _table(found: Mapping[str, Any]) -> None:

@@ -100,7 +100,10 @@ def test_a_table_for_people(bench: Path, ctkd_command: Callable[..., tuple[int, 
 def test_a_lie_about_a_witness_is_an_error(bench: Path, verify: Verify, tool: str, reason: str, words: str) -> None:
     code, found, err = verify(bench, "--verifier", tool)
     true = 2 if tool == "LiesInside" else 0
-    assert code == 0
+    assert code == (0 if true else 1)  # nothing but errors: the tool or the question is broken
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert all(line.startswith(f"error: all answers of {tool} are errors ({reason}); what") for line in lines)
+    assert len(lines) == code
     assert counts(found, tool) == (0, true, 0, 0, 4 - true)
     assert found["verifiers"][tool]["errors"] == {reason: 4 - true}
     assert f"warning: {tool}, onnx/net.onnx vnnlib/holds_0.vnnlib: it says falsified, and {words}" in err
@@ -134,7 +137,11 @@ def test_rubbish_is_an_error(
 
 def test_a_plugin_that_raises_and_a_program_that_crashes(bench: Path, verify: Verify) -> None:
     code, found, err = verify(bench, "--verifier", "Raises,Crashes")
-    assert code == 0
+    assert code == 1
+    assert err.splitlines()[-1] == (
+        "error: all answers of Raises, Crashes are errors (said-error); what they printed is in "
+        f"{bench / 'verification.sqlite'}, and --retry asks again"
+    )
     # Why is said once for each tool, and not for each instance: it may be the same for all.
     assert [line.partition(" says error: ")[2] for line in err.splitlines() if "says error" in line] == [
         "the plugin raised ZeroDivisionError: division by zero second line",
