@@ -201,7 +201,10 @@ CASES = {
     "sys.exit(3)": ("error", "it ended with exit code 3 and the summary ''"),
     "": ("error", "it ended with exit code 0 and the summary ''"),
     "open(summary, 'w').write('maybe 1 2 3')": ("error", "it ended with exit code 0 and the summary 'maybe 1 2 3'"),
-    "open(summary, 'w').write('unsat 0 1 0'); sys.exit(1)": ("error", "it ended with exit code 1 and the summary 'unsat 0 1 0'"),
+    "open(summary, 'w').write('unsat 0 1 0'); sys.exit(1)": (
+        "error",
+        "it ended with exit code 1 and the summary 'unsat 0 1 0'",
+    ),
     "print('Network: /tmp/errors/net.onnx'); sys.exit(3)": ("error", "it ended with exit code 3 and the summary ''"),
     "print('Network: error'); print('RuntimeError: no'); sys.exit(1)": ("error", "RuntimeError: no"),
     "print('an error'); print('MarabouError 1', file=sys.stderr); sys.exit(1)": ("error", "MarabouError 1"),
