@@ -9,7 +9,8 @@ Each method has the same budget: two short trials without a teacher, with seed 0
 mean of natural and certified accuracy chooses the option with which all its cells run. Objectives have the weights that
 most trials of grid.py chose. Runs go seed by seed on test images: all 10,000, in the parts `complete` the first 1,000.
 Rows are appended to wide-rows.jsonl as they are finished and not run again; the cells of grid.py at eps 0.1, which were
-tuned one by one, are left to it. `--table` prints what is there.
+tuned one by one, are left to it. `--table` prints what is
+there, and differences from no teacher by seed.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import statistics
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -206,6 +208,49 @@ def table(rows: list[dict[str, Any]]) -> None:
             print(f"| {names} | {chosen} | {figures} | {len(found)} |")
 
 
+def differences(rows: list[dict[str, Any]]) -> None:
+    """Certified accuracy against the same method and seed without a teacher: by seed, then the mean and its error."""
+    runs = [row for row in rows if row["kind"] == "run"]
+    found: dict[Cell, list[tuple[int, float]]] = {}
+    for cell in cells():
+        for row in runs:
+            if cell.objective == "none" or any(row[key] != value for key, value in cell._asdict().items()):
+                continue
+            plain = cell._replace(objective="none", teacher="none")._asdict() | {"seed": row["seed"]}
+            for other in runs:
+                if all(other[key] == value for key, value in plain.items()):
+                    points = 100 * (row["certified_accuracy"] - other["certified_accuracy"])
+                    found.setdefault(cell, []).append((row["seed"], points))
+    for part in dict.fromkeys(cell.part for cell in found):
+        columns = list(dict.fromkeys((_kind(cell), cell.teacher) for cell in found if cell.part == part))
+        print(f"\n| {part} | " + " | ".join(f"{kind}, {teacher}" for kind, teacher in columns) + " |")
+        print("|---" * (len(columns) + 1) + "|")
+        for bound in dict.fromkeys(cell.bound for cell in found if cell.part == part):
+            here = {(_kind(c), c.teacher): values for c, values in found.items() if (c.part, c.bound) == (part, bound)}
+            print(f"| `{bound}` | " + " | ".join(_paired(sorted(here.get(column, []))) for column in columns) + " |")
+        every = [
+            [p for c, values in found.items() if (c.part, _kind(c), c.teacher) == (part, *column) for _, p in values]
+            for column in columns
+        ]
+        print("| all pairs | " + " | ".join(f"{_mean(values)}, {len(values)} pairs" for values in every) + " |")
+
+
+def _kind(cell: Cell) -> str:
+    return cell.objective.removesuffix("-box")
+
+
+def _paired(values: list[tuple[int, float]]) -> str:
+    points = [value for _, value in values]
+    by_seed = ", ".join(f"{value:+.2f}" for value in points)
+    return by_seed if len(points) < 2 else f"{by_seed}: {_mean(points)}"
+
+
+def _mean(values: list[float]) -> str:
+    if len(values) < 2:
+        return ", ".join(f"{value:+.2f}" for value in values)
+    return f"{statistics.mean(values):+.2f} ({statistics.stdev(values) / len(values) ** 0.5:.2f})"
+
+
 def spread(values: list[float]) -> str:
     return grid.spread(values) if len(values) > 1 else f"{values[0]:.2f}"
 
@@ -225,6 +270,7 @@ def main() -> None:
     book = grid.Book(False, ROWS)
     if options.table:
         table(book.rows)
+        differences(book.rows)
         return
     code, data_dir = grid.Code(options.revision), str(Path(options.data_dir).resolve())
     if options.again is not None:
