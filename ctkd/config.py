@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -333,6 +334,18 @@ def _spell_out(layers: Layers) -> None:
             layers.put(rank, role, key, name, source)
 
 
+def _validated(
+    kind: type[Options], table: dict[str, Any], role: str, layers: Layers, problems: list[str]
+) -> Options | None:
+    """As ``validate``; messages name the file or recipe that set a value, for the user may not have."""
+    found: list[str] = []
+    options = validate(kind, table, role, found)
+    for problem in found:  # begins with role.key
+        known = layers.top(role, re.split(r"[= ]", problem.removeprefix(f"{role}."))[0])
+        problems.append(f"{problem} ({known[2]} sets it)" if known is not None and known[0] == FILE else problem)
+    return options
+
+
 def check_imports(config: RunConfig, allowed: bool) -> None:
     """Raises: BadInput if a file, not the command line, names code to run and that was not allowed."""
     source = config.sources.get("model.factory")
@@ -356,13 +369,13 @@ def _build(layers: Layers, entries: Mapping[str, Registration], problems: list[s
             else:
                 data_dir = None if folder is None else Path(folder)
         try:
-            options = validate(options_class(entry), table, role, problems)
+            options = _validated(options_class(entry), table, role, layers, problems)
         except CtkdError as error:
             problems.append(str(error))
             continue
         if options is not None:
             choices[role] = Choice(entry, options)
-    sections = {role: validate(kind, layers.table(role), role, problems) for role, kind in SECTIONS.items()}
+    sections = {role: _validated(kind, layers.table(role), role, layers, problems) for role, kind in SECTIONS.items()}
     certify = sections["certify"]
     if isinstance(certify, CertifyOptions):
         for table in certify.stages:

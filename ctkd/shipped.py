@@ -85,8 +85,8 @@ def _number(value: Any) -> float | None:
 def scale_schedule(layers: Layers) -> None:
     """A longer or shorter training keeps its shape: moments set below the new length are scaled with it."""
     found = layers.top("train", "epochs")
-    if found is None or found[0] <= SHIPPED or not isinstance(found[1], int):
-        return
+    if found is None or found[0] <= SHIPPED or not isinstance(found[1], int) or found[1] < 1:
+        return  # a wrong length is refused where the configuration is built
     rank, epochs, _ = found
     usual = layers.top("train", "epochs", below=rank)
     before = usual[1] if usual is not None else TrainOptions.model_fields["epochs"].default

@@ -97,7 +97,7 @@ def described(recipe: recipes.Recipe) -> list[str]:
     """A recipe's header in lines."""
     header = recipe.header
     lines = [header.title, f"paper: {header.paper}", f"settings: {header.settings}"]
-    lines += _figures("published", header.published) or ["published: no figures found in public text"]
+    lines += _figures("published", header.published) or ["published: no figures of these settings are known"]
     lines += _figures("run by ctkd", header.rerun) or ["run by ctkd: no"]
     lines += [f"differs: {text}" for text in header.differences]
     lines += [f"not known: {text}" for text in header.unknown]

@@ -39,7 +39,7 @@ class Command(click.Command):
 @click.command(cls=Command, epilog=EPILOG)
 @config_options
 @click.option("--over", multiple=True, metavar="KEY=VALUES", help="Vary a key: low:high, low:high:log or a,b,c.")
-@click.option("--trials", type=int, help="How many; default 20, or every cell of a grid.")
+@click.option("--trials", type=int, help="How many; default 20, or every cell of a grid. None is tried twice.")
 @click.option("--seeds", metavar="S...", help="Train each trial with each of these seeds, and compare means.")
 @click.option(
     "--objective",
@@ -47,8 +47,8 @@ class Command(click.Command):
     metavar="FIGURE",
     help="natural_accuracy, certified_accuracy, adversarial_accuracy, seconds; repeatable; default: the first two.",
 )
-@click.option("--sampler", default="tpe", show_default=True, help="How values are proposed: tpe, random, grid.")
-@click.option("--sampler-seed", type=int, default=0, show_default=True, help="Seed of the proposals.")
+@click.option("--sampler", help="How values are proposed: tpe, random, grid.  [default: tpe]")
+@click.option("--sampler-seed", type=int, help="Seed of the proposals.  [default: 0]")
 @click.option("--out", type=click.Path(path_type=Path), help="The sweep's folder; default: sweeps/ plus the time.")
 @click.option("--resume", type=click.Path(path_type=Path), metavar="SWEEP", help="Go on with a sweep.")
 @click.option("--allow-import", is_flag=True, help="Let the file or the sweep name code to import and run.")
@@ -59,8 +59,8 @@ def command(
     trials: int | None,
     seeds: str | None,
     objective: tuple[str, ...],
-    sampler: str,
-    sampler_seed: int,
+    sampler: str | None,
+    sampler_seed: int | None,
     out: Path | None,
     resume: Path | None,
     allow_import: bool,
@@ -76,7 +76,7 @@ def command(
 
     settings = settings_of(flags)
     if resume is not None:
-        if settings or config or over or seeds or objective or out:
+        if settings or config or over or seeds or objective or sampler or sampler_seed is not None or out:
             raise BadInput(
                 "--resume takes everything but --trials from the sweep's folder; leave out the other options"
             )
@@ -90,8 +90,8 @@ def command(
             trials=trials,
             seeds=_seeds(seeds),
             objectives=objective or run.FRONT,
-            sampler=sampler,
-            sampler_seed=sampler_seed,
+            sampler=sampler or "tpe",
+            sampler_seed=sampler_seed or 0,
             out=out,
             allow_import=allow_import,
             reporter=reporter(),

@@ -5,15 +5,15 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, replace
-from math import inf
 from pathlib import Path
 from typing import Any, Protocol
 
 from ctkd.config import check_imports, resolve
 from ctkd.distributed import launched
-from ctkd.errors import BadInput, RunFailed
+from ctkd.errors import BadInput, Interrupted, RunFailed
 from ctkd.preflight import check_devices
 from ctkd.progress import Reporter
 from ctkd.runfolder import RunFolder
@@ -21,11 +21,9 @@ from ctkd.session import load_data
 from ctkd.storage import write_json
 from ctkd.sweep.plot import plot
 from ctkd.sweep.samplers import SAMPLERS
-from ctkd.sweep.space import space_of
+from ctkd.sweep.space import cells_of, space_of
 from ctkd.sweep.study import Definition, Sweep, Train, check_installed, open_sweep, usable
 
-TRIALS = 20
-"""Unless said otherwise; a grid has as many as it has cells."""
 MEASURED = {"certify.split": "validation", "train.final": False}
 """In every run of a sweep."""
 
@@ -55,6 +53,8 @@ def begin(
     ]
     if problems:
         raise BadInput(*problems)
+    if definition.seeds and "train.seed" in settings:
+        raise BadInput("--seeds names the seeds of all trials; leave out --seed and train.seed")
     definition.check()
     common: dict[str, Any] = {**settings, **MEASURED}
     if "data.dir" in common:
@@ -69,7 +69,8 @@ def begin(
     if not definition.seeds:
         definition = replace(definition, seeds=(first.train.seed,))
     common.pop("train.seed", None)
-    trials = trials or (None if sampler.size < inf else TRIALS)
+    if trials is None and sampler.trials is not None and sampler.trials < cells_of(space):
+        trials = sampler.trials
     return Sweep.create(out, definition, common, config.read_text() if config else "", trials)
 
 
@@ -83,7 +84,9 @@ def go_on(path: Path, train: Train, *, trials: int | None, allow_import: bool, r
     sweep = Sweep(open_sweep(path), trials)
     # The folder may be a stranger's.
     check_imports(replace(sweep.first(), sources={"model.factory": str(path)}), allow_import)
-    with usable(sweep.path, RunFailed):
+    if sweep.trials is not None and sweep.trials > sweep.cells:
+        reporter.warn(f"--trials {sweep.trials}: only {sweep.cells:.0f} different ones exist, and each is run once")
+    with usable(sweep.path, RunFailed), _resumable(sweep.path):
         sweep.run(train, reporter, lambda: _write(sweep))
         results = _write(sweep)
     if not results["trials"]:
@@ -91,6 +94,16 @@ def go_on(path: Path, train: Train, *, trials: int | None, allow_import: bool, r
         reason = failed[0]["problem"].splitlines()[0] if failed else "there is none"
         raise RunFailed(f"no trial of {sweep.path} succeeded; the first one: {reason}")
     return results
+
+
+@contextmanager
+def _resumable(path: Path) -> Iterator[None]:
+    """A run that is interrupted says how to go on with that run; the user wants to go on with the sweep."""
+    try:
+        yield
+    except Interrupted as error:
+        what = str(error).partition(" Go on with:")[0]
+        raise Interrupted(f"{what} Go on with: ctkd sweep --resume {path}", error.signal_number) from None
 
 
 def one_run(train: Running, resume: Running, reporter: Reporter) -> Train:

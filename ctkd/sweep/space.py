@@ -19,6 +19,7 @@ from ctkd.settings import nth
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import numpy as np
     from optuna.distributions import BaseDistribution
 
 FORMS = "bound.alpha=0.1:0.9, train.l1=1e-7:1e-4:log or distill.name=none,features"
@@ -55,6 +56,15 @@ class Choices:
         """What Optuna knows them by."""
         return [str(value) for value in self.values]
 
+    @property
+    def count(self) -> float:
+        """How many values it has."""
+        return len(self.values)
+
+    def draw(self, generator: np.random.Generator) -> Any:
+        """Any value, as Optuna knows it."""
+        return self.texts[int(generator.integers(len(self.values)))]
+
     def ends(self) -> tuple[Any, ...]:
         """Values that must be accepted: all."""
         return self.values
@@ -79,6 +89,17 @@ class Range:
     high: float
     log: bool
     integer: bool = False
+
+    @property
+    def count(self) -> float:
+        """How many values it has; infinity for real numbers."""
+        return int(self.high) - int(self.low) + 1 if self.integer else math.inf
+
+    def draw(self, generator: np.random.Generator) -> Any:
+        """Any value."""
+        if self.integer:
+            return int(generator.integers(int(self.low), int(self.high), endpoint=True))
+        return float(generator.uniform(self.low, self.high))
 
     def ends(self) -> tuple[Any, ...]:
         """Values that must be accepted: both ends."""
@@ -114,8 +135,12 @@ def parse(text: str) -> Parameter:
     match = RANGE.fullmatch(rest)
     if match is None:
         values = [_toml(part.strip()) for part in rest.split(",") if part.strip()]
-        if len({str(value) for value in values}) < max(len(values), 2):
-            raise BadInput(f"--over {text}: name at least two different values, or a range; write {FORMS}")
+        names = [str(value) for value in values]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise BadInput(f"--over {text}: {twice} comes twice; name different values, or a range; write {FORMS}")
+        if len(values) < 2:
+            raise BadInput(f"--over {text}: name at least two different values, or a range of numbers; write {FORMS}")
         return Choices(key, tuple(values))
     try:
         low, high = (float(parse_number(part)) for part in match.groups()[:2])
@@ -179,6 +204,11 @@ def space_of(texts: Sequence[str], settings: Mapping[str, Any], file: Path | Non
     if problems:
         raise BadInput(*dict.fromkeys(problems))
     return found
+
+
+def cells_of(space: Mapping[str, Parameter]) -> float:
+    """How many different trials there can be."""
+    return math.prod(parameter.count for parameter in space.values())
 
 
 def _whole(value: Any) -> Any:

@@ -21,7 +21,7 @@ from ctkd.progress import Reporter
 from ctkd.runfolder import MARKER, RunFolder
 from ctkd.storage import read_json, write_json, write_text
 from ctkd.sweep.samplers import SAMPLERS
-from ctkd.sweep.space import space_of
+from ctkd.sweep.space import cells_of, space_of
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -104,7 +104,8 @@ class Sweep:
     Attributes:
         settings, base: the configuration that trials have in common, as ``ctkd.config.resolve`` takes it. It is not
             resolved, since defaults may depend on what is varied.
-        trials: how many there are to be; None is all that the sampler has.
+        trials: how many there are to be; None is one for each cell.
+        cells: how many different trials there can be.
     """
 
     def __init__(self, path: Path, trials: int | None = None) -> None:
@@ -119,6 +120,7 @@ class Sweep:
         self.definition.check()
         self.space = space_of(self.definition.over, self.settings, self.base)
         self.sampler = SAMPLERS[self.definition.sampler](self.space)
+        self.cells = cells_of(self.space)
         if trials:
             write_json(path / DEFINITION, {**found, "trials": trials})
 
@@ -205,11 +207,11 @@ class Sweep:
         attributes = study.user_attrs
         failed = sum(PROBLEMS.format(trial.number) in attributes for trial in known)
         done = sum(trial.state == TrialState.COMPLETE for trial in known)
-        left = self.sampler.size - done - failed
-        if left <= 0 or (self.trials is not None and done + failed >= self.trials):
+        if done + failed >= min(self.cells, self.trials or self.cells):
             return None
-        # Drawn by a generator of its own, so that an interrupted sweep proposes what it would have proposed.
-        self.sampler.prepare(study, self.definition.sampler_seed, done + failed)
+        if not any(trial.state == TrialState.WAITING for trial in known):  # else stopped before it was asked for
+            # Drawn by a generator of its own, so that an interrupted sweep proposes what it would have proposed.
+            study.enqueue_trial(self.sampler.propose(study, self.definition.sampler_seed, done + failed))
         number = study.ask({key: parameter.distribution() for key, parameter in self.space.items()}).number
         return study.get_trials(deepcopy=False)[number]
 

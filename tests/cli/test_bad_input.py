@@ -137,7 +137,12 @@ def test_several_mistakes_are_reported_together(ctkd_command: Command, empty: Pa
 
 def test_config_file_mistakes(ctkd_command: Command, empty: Path) -> None:
     (empty / "a.toml").write_text("[bound]\nname = 'cc-ibp'\nalpha = 3\n[trian]\nseed = 1\n")
-    refused(ctkd_command("train", "--config", "a.toml"), "no section 'trian'", "bound.alpha=3")
+    refused(
+        ctkd_command("train", "--config", "a.toml", "--set", "train.epochs=-1"),
+        "no section 'trian'",
+        "bound.alpha=3: must be less than or equal to 1 (a.toml sets it)",
+        "train.epochs=-1: must be greater than or equal to 1",
+    )
     (empty / "b.toml").write_text("[bound\n")
     refused(ctkd_command("train", "--config", "b.toml"), "config file b.toml is not TOML")
     assert sorted(p.name for p in empty.iterdir()) == ["a.toml", "b.toml"]

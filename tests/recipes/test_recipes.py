@@ -295,6 +295,10 @@ def test_a_shorter_training_keeps_its_shape(tmp_path: Path) -> None:
             ("train", "--recipe", "cifar10-2-255-ccibp"),
             f"no recipe 'cifar10-2-255-ccibp': did you mean 'cifar10-2-255-cc-ibp', .* lists all {len(NAMES)}",
         ),
+        (
+            ("train", "--recipe", "mnist-0.1-cc-ibp", "--dataset", "digits"),
+            r"data.shift is not an option: accepted: validation \(recipe mnist-0.1-cc-ibp sets it\)",
+        ),
         (("recipes", "show", "zzz"), f"no recipe 'zzz': `ctkd recipes` lists all {len(NAMES)}"),
         (("recipes", "copy", "../header", "x.toml"), "no recipe '../header': "),
         (

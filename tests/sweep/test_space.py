@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ctkd.errors import BadInput
-from ctkd.sweep.samplers import Grid, Random
-from ctkd.sweep.space import Choices, Range, parse, space_of
+from ctkd.sweep.samplers import Grid, Random, Tpe
+from ctkd.sweep.space import Choices, Range, cells_of, parse, space_of
 
 
 @pytest.mark.parametrize(
@@ -39,7 +40,9 @@ def test_forms(text: str, wanted: Any) -> None:
         ("bound.alpha", "write bound.alpha"),
         ("bound.alpha=", "write bound.alpha"),
         ("bound.alpha=0.5", "two different values"),
-        ("bound.alpha=0.5,0.5", "two different values"),
+        ("bound.alpha=0.5,0.5", "0.5 comes twice; name different values"),
+        ("train.l1=1e-5,0.00001,1", "1e-05 comes twice"),
+        ("bound.alpha=0.1:nan", "two different values, or a range of numbers"),
         ("bound.alpha=0.5:0.1", "below the second"),
         ("bound.alpha=0:1:log", "begins above 0"),
         ("bound.alpha=0:1:sqrt", "two different values"),
@@ -73,11 +76,34 @@ def test_proposals_stay_inside_and_depend_on_seed_and_trial_only(
     parameter = Range("train.l1", low, high, log)
     drawn = []
     for _ in range(2):
-        study = optuna.create_study()
-        Random({}).prepare(study, seed, trial)
-        drawn.append(study.ask({"x": parameter.distribution()}).params["x"])
+        drawn.append(Random({"x": parameter}).propose(optuna.create_study(), seed, trial)["x"])
     assert drawn[0] == drawn[1]
     assert low <= drawn[0] <= high
+
+
+@pytest.mark.parametrize("kind", [Tpe, Random])
+def test_no_trial_is_proposed_twice(kind: Any) -> None:
+    """The estimator soon proposes what it knows to be best; then what is left is drawn."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    space = {
+        "a.b": Choices("a.b", (1, 2, 3, 4)),
+        "c.d": Range("c.d", 4, 11, log=False, integer=True),
+        "e.f": Choices("e.f", ("x", True)),
+    }
+    assert cells_of(space) == 64
+    assert cells_of({**space, "g": Range("g", 0, 1, log=False)}) == math.inf
+    kinds = {key: parameter.distribution() for key, parameter in space.items()}
+    study = optuna.create_study()
+    for trial in range(64):
+        study.enqueue_trial(kind(space).propose(study, 5, trial))
+        asked = study.ask(kinds)
+        if trial == 3:
+            study.tell(asked, state=optuna.trial.TrialState.FAIL)
+        else:
+            study.tell(asked, float(asked.params["a.b"]))
+    assert len({tuple(trial.params.values()) for trial in study.trials}) == 64
 
 
 def test_a_grid_has_every_cell_once() -> None:
@@ -87,8 +113,8 @@ def test_a_grid_has_every_cell_once() -> None:
     grid, found = Grid(space), []
     study = optuna.create_study()
     kinds = {key: parameter.distribution() for key, parameter in space.items()}
-    for trial in range(int(grid.size)):
-        grid.prepare(study, 5, trial)
+    for trial in range(int(cells_of(space))):
+        study.enqueue_trial(grid.propose(study, 5, trial))
         params = study.ask(kinds).params
         found.append(tuple(space[key].value(params[key]) for key in space))
     assert found == [(1, "x"), (1, True), (2, "x"), (2, True), (3, "x"), (3, True)]

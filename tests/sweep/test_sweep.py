@@ -129,6 +129,30 @@ def test_a_sweep_grows(tmp_path: Path) -> None:
     assert len(finish(path, Stand())["trials"]) == 3
 
 
+def test_no_trial_is_run_twice(tmp_path: Path) -> None:
+    """By default there are as many as cells, where these are few; more are asked for in vain, and that is said."""
+    over = ("bound.alpha=0.1,0.5,0.9", "train.l1=0,1e-5")
+    path, train = started(tmp_path / "s", over=over, trials=None, seeds=(0,)), Stand()
+    assert len(finish(path, train)["trials"]) == 6
+    assert sorted(train.calls) == [(alpha, 0) for alpha in (0.1, 0.1, 0.5, 0.5, 0.9, 0.9)]
+    with pytest.warns(UserWarning, match="--trials 20: only 6 different ones exist"):
+        assert len(finish(path, train, trials=20)["trials"]) == 6
+    path = started(tmp_path / "t", over=("train.batch_size=64:83", *over), trials=None)
+    assert json.loads((path / "sweep.json").read_text())["trials"] == 20  # of 120
+
+
+def test_an_interruption_says_how_to_go_on_with_the_sweep(tmp_path: Path) -> None:
+    path = started(tmp_path / "s")
+    with pytest.raises(Interrupted) as caught:
+        go_on(path, interrupted, trials=None, allow_import=False, reporter=Silent())
+    assert str(caught.value) == f"interrupted; saved. Go on with: ctkd sweep --resume {path}"
+    assert caught.value.exit_code == 143
+
+
+def interrupted(settings: Mapping[str, Any], base: Path, place: Path) -> Mapping[str, Any]:
+    raise Interrupted(f"interrupted; saved. Go on with: ctkd train --resume {place}", 15)
+
+
 def test_a_trial_half_drawn_does_not_count(tmp_path: Path) -> None:
     path = started(tmp_path / "s", trials=3)
     finish(path, Stand(), trials=1)
@@ -224,6 +248,9 @@ def test_goes_on_in_the_midst_of_a_trial(tmp_path: Path, ctkd_command: Command) 
         (["--over", ALPHA, "--set", "train.device=cuda:99"], "train.device=cuda:99: "),
         (["--resume", "missing"], "missing does not exist"),
         (["--resume", "missing", "--over", ALPHA], "leave out the other options"),
+        (["--resume", "missing", "--sampler", "tpe"], "leave out the other options"),
+        (["--resume", "missing", "--sampler-seed", "0"], "leave out the other options"),
+        (["--over", ALPHA, "--seed", "5", "--seeds", "0", "1"], "leave out --seed and train.seed"),
     ],
 )
 def test_bad_input(
