@@ -296,8 +296,8 @@ def test_a_shorter_training_keeps_its_shape(tmp_path: Path) -> None:
             f"no recipe 'cifar10-2-255-ccibp': did you mean 'cifar10-2-255-cc-ibp', .* lists all {len(NAMES)}",
         ),
         (
-            ("train", "--recipe", "mnist-0.1-cc-ibp", "--dataset", "digits"),
-            r"data.shift is not an option: accepted: validation \(recipe mnist-0.1-cc-ibp sets it\)",
+            ("train", "--recipe", "mnist-0.1-cc-ibp", "--dataset", "cifar10"),
+            r"data.shift is not an option: accepted: crop, .* \(recipe mnist-0.1-cc-ibp sets it\)",
         ),
         (("recipes", "show", "zzz"), f"no recipe 'zzz': `ctkd recipes` lists all {len(NAMES)}"),
         (("recipes", "copy", "../header", "x.toml"), "no recipe '../header': "),
