@@ -21,7 +21,7 @@ import json
 import statistics
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,6 +53,12 @@ class Part:
     runs: dict[str, Any]
     trials: dict[str, Any]
     teachers: tuple[str, ...] = ("pgd", "natural")
+    only: tuple[str, ...] | None = None
+    """These objectives; all, without."""
+    weights: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
+    """In place of those in ``WEIGHTS``."""
+    against: str | None = None
+    """The part that has its cells without a teacher; itself, without."""
 
 
 def _over(key: str, *values: float) -> list[dict[str, Any]]:
@@ -125,6 +131,21 @@ PARTS = {
         {},
         teachers=("pgd",),
     ),
+    # Is it the weight, in which the two teachers' features differ?
+    "light-0.3": Part(
+        {
+            "ibp": _over("train.train_eps_factor", 1.0),
+            "sabr": _over("bound.lam", 0.8),
+            "cc-ibp": _over("bound.alpha", 0.6),
+            "mtl-ibp": _over("bound.alpha", 0.6),
+        },
+        AT_03,
+        {},
+        teachers=("pgd",),
+        only=("features",),
+        weights={("features", "pgd"): {"distill.weight": 0.1}},
+        against="0.3",
+    ),
 }
 
 
@@ -138,8 +159,10 @@ class Cell(NamedTuple):
 def cells() -> Iterator[Cell]:
     for name, part in PARTS.items():
         for bound in part.choices:
-            yield Cell(name, bound, "none", "none")
+            if part.only is None or "none" in part.only:
+                yield Cell(name, bound, "none", "none")
             objectives = ("features", "logits", "features+logits") if bound in ON_POINTS else ("features", "logits-box")
+            objectives = tuple(each for each in objectives if part.only is None or each in part.only)
             for objective, teacher in itertools.product(objectives, part.teachers):
                 yield Cell(name, bound, objective, teacher)
 
@@ -175,7 +198,7 @@ class Runner:
         settings = {**grid.COMMON, **settings, **options, "train.seed": seed}
         settings |= {"bound.name": cell.bound, "distill.name": cell.objective, "teacher.name": cell.teacher}
         if cell.teacher != "none":
-            settings |= {"teacher.epochs": 8, **WEIGHTS[cell.objective, cell.teacher]}
+            settings |= {"teacher.epochs": 8, **(WEIGHTS | PARTS[cell.part].weights)[cell.objective, cell.teacher]}
         found = self.book.find(kind=kind, settings=settings)
         if found is None:
             found = {**cell._asdict(), "kind": kind, "options": options, "seed": seed, "settings": settings}
@@ -216,7 +239,8 @@ def differences(rows: list[dict[str, Any]]) -> None:
         for row in runs:
             if cell.objective == "none" or any(row[key] != value for key, value in cell._asdict().items()):
                 continue
-            plain = cell._replace(objective="none", teacher="none")._asdict() | {"seed": row["seed"]}
+            part = PARTS[cell.part].against or cell.part
+            plain = Cell(part, cell.bound, "none", "none")._asdict() | {"seed": row["seed"]}
             for other in runs:
                 if all(other[key] == value for key, value in plain.items()):
                     points = 100 * (row["certified_accuracy"] - other["certified_accuracy"])
