@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: MIT
 """Certified accuracy of every finished run of the two grids, one mark for each seed.
 
-python docs/results/mnist-grid/plot.py docs/results/mnist-grid/certified.png
+python docs/results/mnist-grid/plot.py docs/results/img/mnist-grid.png
 """
 
 from __future__ import annotations

@@ -256,7 +256,7 @@ def differences(rows: list[dict[str, Any]]) -> None:
             [p for c, values in found.items() if (c.part, _kind(c), c.teacher) == (part, *column) for _, p in values]
             for column in columns
         ]
-        print("| all pairs | " + " | ".join(f"{_mean(values)}, {len(values)} pairs" for values in every) + " |")
+        print("| all pairs | " + " | ".join(f"{_mean(values)}, of {len(values)}" for values in every) + " |")
 
 
 def _kind(cell: Cell) -> str:
