@@ -31,6 +31,8 @@ LIMIT = 1 << 20
 """Bytes of each output stream that are kept: half from the beginning, half from the end."""
 POLL = 0.02
 """Seconds between two looks at the clock and at a request to stop."""
+LOOKS = 10
+"""How often, at most, to look for processes that may be hidden for a moment."""
 PATIENCE = 5.0
 """Seconds for killed processes to vanish, and for their output to end."""
 
@@ -111,7 +113,7 @@ def run_program(
     """
     mark = f"{_watched()}.{uuid.uuid4().hex}"
     variables = {**(os.environ if environment is None else environment), MARK: mark}
-    began = time.monotonic()
+    born, began = time.time(), time.monotonic()
     try:
         process = subprocess.Popen(
             [str(part) for part in command],
@@ -140,7 +142,7 @@ def run_program(
                 process.wait(POLL)
         seconds = time.monotonic() - began
     finally:
-        _end(process, mark)
+        _end(process, mark, born)
         output, errors = (stream.text() for stream in streams)
     return Finished(None if timed_out else process.returncode, output, errors, seconds, timed_out)
 
@@ -186,7 +188,7 @@ def _watched() -> str:
     return _watchdog.mark
 
 
-def _end(process: subprocess.Popen[bytes], mark: str) -> None:
+def _end(process: subprocess.Popen[bytes], mark: str, born: float) -> None:
     """Kill what is left: the group and descendants first, then by the mark, until no process has it."""
     below: list[psutil.Process] = []
     with contextlib.suppress(psutil.Error):  # some start theirs without an environment, and so without the mark
@@ -200,7 +202,7 @@ def _end(process: subprocess.Popen[bytes], mark: str) -> None:
             each.kill()
     psutil.wait_procs(below, timeout=PATIENCE)
     deadline = time.monotonic() + PATIENCE
-    while left := _marked(mark):
+    while left := marked(MARK, mark, born):
         for each in left:
             with contextlib.suppress(psutil.Error):
                 each.kill()
@@ -209,13 +211,36 @@ def _end(process: subprocess.Popen[bytes], mark: str) -> None:
             break
 
 
-def _marked(mark: str) -> list[psutil.Process]:
-    found = []
+def marked(variable: str, value: str, since: float) -> list[psutil.Process]:
+    """Living processes that were started with this environment variable.
+
+    One look is not enough to say that there are none: a process that starts another one and ends in the middle of it
+    hides both, and one that is becoming another program has no environment for that moment. So it takes two looks, and
+    more while a young process shows no environment.
+
+    Args:
+        since: when the first of them may have started, seconds of ``time.time()``.
+    """
+    for look in range(LOOKS):
+        found, hidden = _look(variable, value, since)
+        if found or (look > 0 and not hidden):
+            return found
+        time.sleep(POLL)
+    return []
+
+
+def _look(variable: str, value: str, since: float) -> tuple[list[psutil.Process], bool]:
+    """The processes with the variable, and whether a young one shows no environment."""
+    found, hidden = [], False
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-    return found
+            variables = process.environ()
+            has = variables.get(variable) == value
+            conceals = not variables and process.create_time() > since - 1  # the clocks are coarse
+            if (has or conceals) and process.status() != psutil.STATUS_ZOMBIE:
+                found += [process] if has else []
+                hidden |= conceals
+    return found, hidden
 
 
 class _Kept:

@@ -17,6 +17,8 @@ from pathlib import Path
 
 PATIENCE = 10.0
 """Seconds for killed processes to vanish."""
+LOOKS = 5
+"""How often to find none: a process has no environment for a moment while it becomes another program."""
 
 
 def marked(mark: bytes) -> list[int]:
@@ -31,10 +33,13 @@ def marked(mark: bytes) -> list[int]:
 
 
 def main(mark: str) -> None:
-    """Wait for the end of standard input; then kill whatever has the mark, until nothing does."""
+    """Wait for the end of standard input; then kill whatever has the mark, until none is found any more."""
     sys.stdin.buffer.read()
     end = time.monotonic() + PATIENCE
-    while (left := marked(mark.encode())) and time.monotonic() < end:
+    clean = 0
+    while clean < LOOKS and time.monotonic() < end:
+        left = marked(mark.encode())
+        clean = 0 if left else clean + 1
         for number in left:
             with contextlib.suppress(OSError):
                 os.kill(number, signal.SIGKILL)

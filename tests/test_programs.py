@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 
 import psutil
@@ -66,6 +67,29 @@ def test_children_do_not_outlive_a_program_that_ends_by_itself(tmp_path: Path, e
     done = python(tmp_path, FAMILY.replace("{end}", end))
     assert (done.code, done.timed_out) == (code, False)
     assert gone(tmp_path)
+
+
+@pytest.mark.parametrize(("hides", "looks"), [("environment", 3), ("listing", 1)])
+def test_a_child_that_hides_for_a_moment_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hides: str, looks: int
+) -> None:
+    """As a process does that becomes another program, or whose parent starts it and ends during a look."""
+    seen: Counter[int] = Counter()
+
+    def hidden(pid: int) -> bool:
+        pids = tmp_path / "pids"
+        if pids.exists() and str(pid) in pids.read_text().split():
+            seen[pid] += 1
+        return 0 < seen[pid] <= looks
+
+    environ, listing = psutil.Process.environ, psutil.process_iter
+    if hides == "environment":
+        monkeypatch.setattr(psutil.Process, "environ", lambda self: {} if hidden(self.pid) else environ(self))
+    else:
+        monkeypatch.setattr(psutil, "process_iter", lambda: (each for each in listing() if not hidden(each.pid)))
+    python(tmp_path, FAMILY.replace("{end}", ""))
+    assert gone(tmp_path)
+    assert max(seen.values()) > looks
 
 
 def test_a_request_to_stop_ends_it(tmp_path: Path) -> None:

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
-import psutil
 import torch
 
 from ctkd.boxes import perturbation_box
@@ -25,6 +24,7 @@ from ctkd.errors import BadInput
 from ctkd.export import RobustnessProperty, to_onnx, write_vnnlib
 from ctkd.export.vnnlib2 import write_vnnlib2
 from ctkd.options import Options
+from ctkd.programs import marked
 from ctkd.propagate import Network
 from ctkd.propagate.ops import Linear
 from ctkd.testing.common import COMMON, leaves_global_state_alone
@@ -284,10 +284,10 @@ def keeps_to_its_time(subject: Subject) -> None:
     """Cut short, the call returns soon, no ``error``, and none of its processes is left."""
     plugin = _plugin(subject)
     with _case(plugin, _net(), 0, 0.3) as case, _marking() as mark:
-        began = time.monotonic()
+        born, began = time.time(), time.monotonic()
         answer = _ask(subject, plugin, case.query(SHORT), "a harder instance with little time")
         seconds = time.monotonic() - began
-        left = _marked(mark)
+        left = marked(MARK, mark, born)
     if seconds > SHORT + GRACE or left:
         subject.reject(
             f"with a timeout of {SHORT} s the call took {seconds:.1f} s and left {len(left)} processes running",
@@ -310,18 +310,6 @@ def _marking() -> Iterator[str]:
         yield mark
     finally:
         del os.environ[MARK]
-
-
-def _marked(mark: str) -> list[int]:
-    found = []
-    for process in psutil.process_iter():
-        try:
-            alive = process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE
-            if alive and process.environ().get(MARK) == mark:
-                found.append(process.pid)
-        except psutil.Error:
-            continue
-    return found
 
 
 def writes_to_its_scratch_only(subject: Subject) -> None:
