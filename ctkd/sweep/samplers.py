@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from ctkd.errors import BadInput
-from ctkd.sweep.space import Choices, Parameter
+from ctkd.sweep.space import Choices, Parameter, cells_of
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -81,7 +81,11 @@ class Grid:
 
 
 def _unlike(study: Study, space: Space, sampler: Callable[..., BaseSampler], seed: int) -> dict[str, Any]:
-    """What a sampler draws, and draws again where there was such a trial."""
+    """What a sampler draws, and draws again where there was such a trial.
+
+    Raises:
+        ValueError: every cell was tried.
+    """
     import optuna
 
     # Those that a kill left half drawn do not count.
@@ -95,6 +99,8 @@ def _unlike(study: Study, space: Space, sampler: Callable[..., BaseSampler], see
         if trial.params not in tried:
             return trial.params
         rehearsal.tell(trial, state=optuna.trial.TrialState.FAIL)
+    if len({tuple(sorted(each.items())) for each in tried}) >= cells_of(space):
+        raise ValueError("every cell of the space was tried")
     generator = np.random.default_rng(seed)
     while True:
         drawn = {key: parameter.draw(generator) for key, parameter in space.items()}
