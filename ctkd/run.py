@@ -34,6 +34,7 @@ from ctkd.session import Session, load_data, selected, versions
 from ctkd.storage import read_json, write_json, write_text
 from ctkd.sweep import command as sweeping
 from ctkd.sweep.study import Definition
+from ctkd.teacher_context import SessionContext
 from ctkd.trained import certify, certify_each, load_student, lock, radii, set_threads, voice_of
 from ctkd.verify.command import verify
 from ctkd.weak.command import weak
@@ -228,7 +229,7 @@ def _work(session: Session, certify: bool) -> dict[str, Any]:
 def _phases(session: Session, certify: bool) -> dict[str, Any]:
     config, folder = session.config, session.folder
     session.hook("ctkd_run_started", config=config.tables())
-    teachers, teacher_facts = session.teachers()
+    teachers, teacher_facts = SessionContext(session).teachers()
     student = session.student(teachers)
     options = config.certify
     session.check_stop()

@@ -177,7 +177,7 @@ def test_a_run_with_two_teachers_and_its_resumption(
 def test_a_bad_second_teacher_is_refused_before_the_first_is_trained(
     tmp_path: Path, refused: Check, monkeypatch: pytest.MonkeyPatch, good: Path
 ) -> None:
-    monkeypatch.setattr("ctkd.session.Session._train", lambda *rest: pytest.fail("trained before all was checked"))
+    monkeypatch.setattr("ctkd.session.Session.train", lambda *rest: pytest.fail("trained before all was checked"))
     absent = {"teacher.2.name": "file", "teacher.2.path": tmp_path / "absent.pt"}
     refused({"teacher.name": "pgd", **absent}, "absent.pt cannot be read")
     # Nor is a good one stored before: the folder would look like one with trained networks.

@@ -22,6 +22,7 @@ from ctkd.run import train
 from ctkd.runfolder import RunFolder
 from ctkd.session import Session
 from ctkd.storage import cache_folder
+from ctkd.teacher_context import SessionContext
 from ctkd.train.options import TrainOptions
 
 from .conftest import SHORT, Surroundings
@@ -162,15 +163,15 @@ def test_a_cached_teacher_is_the_one_that_was_trained(tmp_path: Path) -> None:
 class Keys(Session):
     """Says under which name a teacher would be cached, and trains nothing."""
 
-    def _train(self, *rest: Any) -> Any:
+    def train(self, *rest: Any) -> Any:
         raise LookupError
 
 
 def key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, digits: Data, **settings: Any) -> str:
-    import ctkd.session
+    import ctkd.teacher_context
 
     seen: list[str] = []
-    original = ctkd.session.fit_key
+    original = ctkd.teacher_context.fit_key
 
     def spy(*arguments: Any) -> str:
         seen.append(original(*arguments))
@@ -178,11 +179,11 @@ def key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, digits: Data, **setting
 
     with monkeypatch.context() as patch:
         patch.setattr("ctkd.fingerprint.code_digest", lambda folder: "the same")
-        patch.setattr(ctkd.session, "fit_key", spy)
+        patch.setattr(ctkd.teacher_context, "fit_key", spy)
         flags = {"teacher.name": "pgd", **{name.replace("__", "."): value for name, value in settings.items()}}
         session = Keys(resolve(flags), RunFolder(tmp_path), digits, Silent(), StopRequest())
         with pytest.raises(LookupError):
-            session.config.teachers[0].create().obtain(session)
+            session.config.teachers[0].create().obtain(SessionContext(session))
     return seen[0]
 
 

@@ -20,6 +20,7 @@ from ctkd.progress import Silent
 from ctkd.propagate import Network
 from ctkd.runfolder import RunFolder
 from ctkd.session import Session, load_data
+from ctkd.teacher_context import SessionContext
 from ctkd.teaching import Teacher
 from ctkd.testing.common import COMMON, leaves_global_state_alone
 from ctkd.testing.runs import quick_settings, resolved, sandbox
@@ -36,7 +37,7 @@ def _context(subject: Subject) -> Iterator[tuple[TeacherContext, Path]]:
     with sandbox() as folder:
         config = resolved(subject, {**quick_settings(), **subject.settings("teacher")})
         run = RunFolder.create(folder / "run", "conformance")
-        yield Session(config, run, load_data(config), Silent(), StopRequest()), folder
+        yield SessionContext(Session(config, run, load_data(config), Silent(), StopRequest())), folder
 
 
 class _Context:
