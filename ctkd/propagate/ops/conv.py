@@ -14,6 +14,7 @@ from torch.nn.grad import conv2d_input
 from ctkd.propagate.ops.base import Affine
 from ctkd.propagate.ops.layout import fast_layout
 from ctkd.propagate.ops.strided import convolve
+from ctkd.propagate.ops.thin import put_back, skips, without
 
 Pair = tuple[int, int]
 
@@ -36,12 +37,15 @@ def _pull_back(
     if rows.dtype == torch.float64:
         pulled: Tensor = conv2d_input(shape, weight, rows, stride, padding, dilation, groups)  # type: ignore[no-untyped-call]
         return pulled
+    ways = skips(rows, weight, stride)
+    whole, (steps, around) = in_shape[1:], without(ways, stride, padding)
+    size = tuple(rows.shape[2 + i] if i in ways else whole[i] for i in range(2))
     extra = tuple(
-        in_shape[1 + i]
-        - ((rows.shape[2 + i] - 1) * stride[i] - 2 * padding[i] + dilation[i] * (weight.shape[2 + i] - 1) + 1)
+        size[i] - ((rows.shape[2 + i] - 1) * steps[i] - 2 * around[i] + dilation[i] * (weight.shape[2 + i] - 1) + 1)
         for i in range(2)
     )
-    return F.conv_transpose2d(rows, weight, None, stride, padding, extra, groups, dilation)
+    kept = F.conv_transpose2d(rows, weight, None, steps, around, extra, groups, dilation)
+    return put_back(kept, ways, (whole[0], whole[1]), stride, padding) if ways else kept
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,6 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ctkd.propagate.ops.layout import fast_layout
+from ctkd.propagate.ops.thin import keep, skips
+
 Pair = tuple[int, int]
 
 
@@ -17,6 +20,9 @@ def convolve(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, dilation: Pair, groups: int
 ) -> Tensor:
     """``F.conv2d``; with a faster gradient where the kernel is a whole number of strides."""
+    if ways := skips(x, weight, stride):
+        x, stride, padding = keep(x, ways, stride, padding)
+        x = fast_layout(x)
     divides = all(k % s == 0 for k, s in zip(weight.shape[2:], stride, strict=True))
     apart = stride != (1, 1) and dilation == (1, 1) and groups == 1 and divides
     if apart and x.requires_grad and x.device.type == "cpu" and x.dtype != torch.float64:
