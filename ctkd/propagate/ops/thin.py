@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: MIT
 """Kernels one pixel wide that skip pixels: the pixels are skipped outside the convolution.
 
-PyTorch 2.13's weight gradient of a 1x1 convolution with a stride writes beyond its memory on CPUs without AVX-512,
-where there are fewer than 8 channels and they come last; the process dies later, somewhere else.
+On CPUs without AVX-512, oneDNN's weight gradient of a 1x1 convolution with a stride writes beyond its memory where there
+are fewer than 8 channels and they come last (oneDNN's issue 6035). The gradient is wrong, or the process dies later.
 """
 
 from __future__ import annotations
