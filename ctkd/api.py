@@ -151,6 +151,7 @@ class BoundMethod(Protocol):
     Further attributes are optional. ``point``: where its point loss is taken, ``adversarial`` unless it says ``clean``.
     ``own_loss``: True where an enclosure it hands to ``step.loss`` carries a loss of the method's own. ``attack``:
     options of the attack that the method brings as defaults, such as ``{"objective": "kl-student"}``.
+    ``needs_radius``: True where ``train.eps=0``, which is natural training, would be a mistake; it is refused.
     ``check(network)``: called before training with the student as a bound network; raises BadInput where the method
     cannot work with it. ``state_dict()`` and ``load_state_dict(values)``: state that it carries from step to step, as
     JSON values, kept in checkpoints.

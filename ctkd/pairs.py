@@ -70,6 +70,11 @@ def check_pair(config: RunConfig) -> None:
         raise BadInput(
             f"{which} needs the teacher's prediction, and teacher.name=none; choose a teacher such as --teacher pgd"
         )
+    if config.train.eps == 0 and getattr(method, "needs_radius", False):
+        raise BadInput(
+            f"bound.name={config.bound.name} acts where the radius is above 0, and train.eps=0 is natural training "
+            "throughout; set a radius, such as --eps 0.1"
+        )
     if config.distill.name == "none":
         return
     if config.train.eps == 0:

@@ -12,11 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
+import click
 import pluggy
 import pytest
 import torch
 
 from ctkd import Registration, hookimpl
+from ctkd.cli.main import run
 from ctkd.config import resolve
 from ctkd.errors import BadInput, Contradiction, RunFailed
 from ctkd.fingerprint import fit_key
@@ -183,6 +185,10 @@ class HalfIBP:
 class RaisesIBP(HalfIBP):
     def combine(self, step: Any) -> torch.Tensor:
         raise KeyError("lost")
+
+
+class NeedsRadius(HalfIBP):
+    needs_radius = True
 
 
 class WrongShape(HalfIBP):
@@ -372,12 +378,22 @@ class WrongStage(UnsoundStage):
 SETTINGS = {**QUICK, "teacher.name": "none", "train.epochs": 1, "train.ramp": 0.5}
 
 
+@click.command()
+@click.option("--how", default="ZeroDivisionError")
+def raises(how: str) -> None:
+    """A foreign command."""
+    raise {"BadInput": BadInput("no such run"), "OSError": OSError(28, "No space left", "x.sqlite")}.get(
+        how, ZeroDivisionError("nothing to divide")
+    )
+
+
 def add_methods(where: Registry) -> None:
     here = __name__
     hooks = {
         "ctkd_bound_methods": [
             ("half-ibp", HalfIBP),
             ("raises-ibp", RaisesIBP),
+            ("needs-radius", NeedsRadius),
             ("wrong-shape", WrongShape),
             ("detached", Detached),
             ("no-tensor", NotATensor),
@@ -397,6 +413,7 @@ def add_methods(where: Registry) -> None:
             ("missing", Missing),
         ],
         "ctkd_attacks": [("wrong-attack", WrongAttack), ("nan-attack", NaNAttack), ("calls-teacher", CallsTeacher)],
+        "ctkd_commands": [("raises", raises)],
         "ctkd_models": [("raising-model", RaisingModel), ("no-model", NoModel)],
         "ctkd_datasets": [("raising-data", RaisingData), ("no-data", NoData)],
         "ctkd_certification_stages": [
@@ -406,8 +423,8 @@ def add_methods(where: Registry) -> None:
         ],
     }
 
-    def lister(found: list[tuple[str, type]]) -> Any:
-        return lambda: [Registration(name, f"{here}:{kind.__name__}", "x") for name, kind in found]
+    def lister(found: list[tuple[str, Any]]) -> Any:
+        return lambda: [Registration(n, f"{here}:{getattr(made, '__name__', n)}", "x") for n, made in found]
 
     where.add(module("foreign", **{hook: lister(found) for hook, found in hooks.items()}), "foreign 3.1")
 
@@ -429,6 +446,35 @@ def test_a_method_that_raises_stops_the_run_and_is_named(foreign: Registry, tmp_
     words = r"bound 'raises-ibp' of foreign 3.1 raised KeyError: 'lost' in RaisesIBP.combine \(test_plugins.py:\d+\)"
     with pytest.raises(RunFailed, match=words):
         train(settings={**SETTINGS, "bound.name": "raises-ibp"}, out=tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("how", "line"),
+    [
+        ("else", "error: plugin foreign 3.1 raised ZeroDivisionError: nothing to divide in raises (test_plugins.py:"),
+        ("BadInput", "error: no such run"),
+        ("OSError", "error: x.sqlite: No space left"),
+    ],
+)
+def test_a_command_that_raises_is_named(
+    foreign: Registry, capsys: pytest.CaptureFixture[str], how: str, line: str
+) -> None:
+    add_methods(foreign)
+    assert run(["raises", "--how", how]) == (2 if how == "BadInput" else 1)
+    error = capsys.readouterr().err
+    assert error.startswith(line)
+    assert error.count("\n") == 1
+
+
+def test_a_method_that_needs_a_radius_is_not_trained_without(foreign: Registry, tmp_path: Path) -> None:
+    add_methods(foreign)
+    settings = {**SETTINGS, "bound.name": "needs-radius"}
+    with pytest.raises(
+        BadInput, match=r"^bound\.name=needs-radius acts where the radius is above 0, and train\.eps=0 is"
+    ):
+        train(settings={**settings, "train.eps": 0}, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    assert resolve({**settings, "train.eps": 0.01}).train.eps == 0.01
 
 
 @pytest.mark.parametrize(

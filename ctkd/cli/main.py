@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import click
 
+from ctkd.attribution import attributed, is_own
 from ctkd.distributed import launched, reports
 from ctkd.errors import BadInput, CtkdError
 from ctkd.plugins import load, registry
@@ -25,6 +26,8 @@ Examples:
   ctkd export runs/NAME benchmark --samples 20 --seed 1
   ctkd plugins show cc-ibp
 """
+COMMAND = "ctkd.command"
+"""Of click's context: the registration of the command that runs."""
 
 
 class Commands(click.Group):
@@ -48,7 +51,20 @@ class Commands(click.Group):
             close = difflib.get_close_matches(args[0], self.list_commands(ctx), n=1)
             hint = f"did you mean {close[0]!r}? " if close else ""
             raise BadInput(f"no command {args[0]!r}: {hint}accepted: {', '.join(self.list_commands(ctx))}")
+        if args:
+            ctx.meta[COMMAND] = registry().entries["command", args[0]]
         return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort, OSError, sqlite3.Error):
+            raise
+        except Exception:
+            if is_own(ctx.meta[COMMAND]):
+                raise
+            with attributed(ctx.meta[COMMAND]):
+                raise
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         entries = [(name, registry().entries["command", name].summary) for name in self.list_commands(ctx)]

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: MIT
 """Kernels one pixel wide that skip pixels: the pixels are skipped outside the convolution.
 
-On CPUs without AVX-512, oneDNN's weight gradient of a 1x1 convolution with a stride writes beyond its memory where there
-are fewer than 8 channels and they come last (oneDNN's issue 6035). The gradient is wrong, or the process dies later.
+On CPUs without AVX-512, oneDNN's weight gradient of a 1x1 convolution with a stride writes beyond its memory where
+fewer than 8 channels come last (oneDNN's issue 6035). The gradient is wrong, or the process dies later.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ def declares_what_it_is(subject: Subject) -> None:
             f"BoundMethod.evaluates is a frozenset of {sorted(KINDS)}, not empty",
             'name the kinds of enclosure that combine hands to step.loss, such as frozenset({"box"})',
         )
-    for name, wanted in (("sound", True), ("own_loss", False)):
+    for name, wanted in (("sound", True), ("own_loss", False), ("needs_radius", False)):
         value = getattr(method, name, None if wanted else False)
         if not isinstance(value, bool):
             subject.reject(f"{name} is {value!r}", f"BoundMethod.{name} is True or False", f"set {name}")

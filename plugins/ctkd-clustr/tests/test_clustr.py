@@ -350,6 +350,10 @@ def test_what_cannot_be_clustered_is_refused_before_any_training() -> None:
     context.fit = None
     with pytest.raises(BadInput, match=r"teacher\.2\.clusters=3: class 2 of data set 'toy' has only 1 training images"):
         obtain(context, clusters=3)
+    context = Context(network(), torch.tensor([0, 0, 2, 2]))
+    context.fit = None
+    with pytest.raises(BadInput, match="class 1 of data set 'toy' has no training images; ClusTR needs some of each"):
+        obtain(context, clusters=1)
     context = Context(network(), torch.arange(9) % 3, head=False)
     context.fit = None
     with pytest.raises(BadInput, match=r"teacher\.2\.name=clustr needs a model that ends in a fully connected layer"):

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from ctkd.api import Box, Enclosure
+from ctkd.options import validate
 from ctkd.run import train
 from ctkd.testing import conformance
 
@@ -63,6 +64,17 @@ def test_the_contrast_is_the_literal_one(classes: int, temperature: float) -> No
     found = contrast(logits, labels, normalize(queue), temperature)
     expected = literal(logits.tolist(), labels.tolist(), queue.tolist(), temperature)
     torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
+
+
+def test_of_one_class_the_contrast_is_that_of_equal_scores() -> None:
+    found = contrast(torch.tensor([[5.0]]), torch.tensor([0]), torch.tensor([[1.0], [1.0]]), 0.5)
+    assert float(found) == pytest.approx(math.log(3))
+
+
+def test_a_queue_beyond_memory_is_refused() -> None:
+    problems: list[str] = []
+    assert validate(HDGEOptions, {"queue": 10**12}, "bound", problems) is None
+    assert problems == ["bound.queue=1000000000000: must be less than or equal to 10000000"]
 
 
 def test_a_hand_computed_case() -> None:

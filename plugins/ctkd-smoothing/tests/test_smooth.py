@@ -250,6 +250,16 @@ def test_a_run_without_noise_needs_a_sigma(run: Path) -> None:
     assert smooth(run, {**FEW, "samples": 2, "sigma": 0.1})["sigma"] == 0.1
 
 
+@pytest.mark.parametrize("sigma", ["nan", "-0.25", "0", "inf", "true"])
+def test_a_sigma_of_the_run_that_is_none_is_refused(run: Path, sigma: str) -> None:
+    config = run / "config.toml"
+    lines = [f"sigma = {sigma}" if line.startswith("sigma") else line for line in config.read_text().splitlines()]
+    config.write_text("\n".join(lines))
+    with pytest.raises(BadInput, match=r"config\.toml: bound\.sigma=.*: must be"):
+        smooth(run, FEW)
+    assert not (run / "smoothing.sqlite").exists()
+
+
 def test_what_is_no_run_or_is_damaged_is_said(run: Path, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="does not exist"):
         smooth(tmp_path / "nowhere")

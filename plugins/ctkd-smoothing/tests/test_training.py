@@ -18,11 +18,20 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ctkd.api import Box, Enclosure, Noise
+from ctkd.config import resolve
+from ctkd.errors import BadInput
+from ctkd.pairs import check_pair
 from ctkd.propagate import Network, trace
 from ctkd.testing import conformance
 
 test_gaussian_noise_conforms = conformance("bound", "gaussian-noise")
 test_noisy_adversarial_conforms = conformance("bound", "noisy-adversarial")
+
+
+@pytest.mark.parametrize("bound", ["gaussian-noise", "noisy-adversarial"])
+def test_training_without_a_radius_would_be_without_noise_and_is_refused(bound: str) -> None:
+    with pytest.raises(BadInput, match=f"bound.name={bound} acts where the radius is above 0"):
+        check_pair(resolve({"bound.name": bound, "train.eps": 0, "teacher.name": "none"}))
 
 
 def network(seed: int = 0) -> Network:

@@ -159,6 +159,10 @@ def _check_model(context: TeacherContext, options: ClusTROptions) -> None:
 def _check_classes(data: Data, options: ClusTROptions, role: str) -> None:
     counts = data.train.labels.bincount(minlength=data.classes)
     least = int(counts.argmin())
+    if counts[least] == 0:
+        raise BadInput(
+            f"class {least} of data set {data.name!r} has no training images; ClusTR needs some of each class"
+        )
     if counts[least] < options.clusters:
         raise BadInput(
             f"{role}.clusters={options.clusters}: class {least} of data set {data.name!r} has only "

@@ -96,7 +96,7 @@ def contrast(logits: Tensor, labels: Tensor, queue: Tensor, temperature: float) 
     Returns:
         (batch,).
     """
-    others = math.log(logits.shape[1] - 1)
+    others = math.log(logits.shape[1] - 1) if logits.shape[1] > 1 else -math.inf
     own = normalize(logits).gather(1, labels[:, None])
     negatives = queue.to(logits.dtype).t()[labels]  # (batch, negatives): each one's entry of the sample's class
     scores = torch.cat([own, negatives], 1)

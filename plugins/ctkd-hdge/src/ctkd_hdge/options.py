@@ -4,6 +4,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from pydantic import Field
+
 from ctkd.options import Count, NonNegative, Options, Positive, Unit
 
 
@@ -14,7 +18,7 @@ class HDGEOptions(Options):
     """Of the contrastive term beside the cross entropy (1 in the source)."""
     temperature: Positive = 0.1
     """Divides the scores of the contrastive term."""
-    queue: Count = 4096
+    queue: Annotated[Count, Field(le=10**7)] = 4096
     """Earlier samples that serve as negatives. The source has 65,536, with 50,000 training images."""
 
 

@@ -14,13 +14,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from scipy.stats import beta, norm
+from scipy.special import betainc
+from scipy.stats import norm
 from torch import Tensor
 
 from ctkd.api import Noise
 
 CHUNK = 1000
 """Noisy images at once. Part of the result: each chunk has random numbers of its own."""
+SLACK = 1e-9
+"""Of alpha, relative."""
 
 
 @dataclass(frozen=True)
@@ -41,14 +44,25 @@ class SmoothedCertificate:
 
 
 def lower_confidence_bound(count: int, draws: int, alpha: float) -> float:
-    """The one-sided bound of Clopper and Pearson (1934): at most the true probability in all but alpha of the cases."""
-    return float(beta.ppf(alpha, count, draws - count + 1)) if count > 0 else 0.0
+    """The one-sided bound of Clopper and Pearson (1934): at most the true probability in all but alpha of the cases.
+
+    Found by bisection, since the distribution function is accurate where its inverse is not: ``scipy.stats.beta.ppf``
+    is too large by far, or not a number, for some counts of many draws.
+    """
+    low, high = 0.0, 1.0 if count > 0 else 0.0
+    while low < (middle := (low + high) / 2) < high:
+        # The probability of at least so large a count; its rounding is far below what is left of alpha.
+        if betainc(count, draws - count + 1, middle) <= alpha * (1 - SLACK):
+            low = middle
+        else:
+            high = middle
+    return low
 
 
 def certificate(chosen: int, count: int, draws: int, alpha: float, sigma: float) -> SmoothedCertificate:
     """What ``count`` of ``draws`` certify of a class that was chosen from other draws."""
     probability = lower_confidence_bound(count, draws, alpha)
-    if probability <= 0.5:
+    if not probability > 0.5:
         return SmoothedCertificate(None, count, probability, 0.0)
     return SmoothedCertificate(chosen, count, probability, sigma * float(norm.ppf(probability)))
 

@@ -112,7 +112,11 @@ def _trained_sigma(run: Path) -> float:
     sigma = bound.get("sigma") if isinstance(bound, dict) else None
     if not isinstance(sigma, float | int):
         raise BadInput(f"sigma must be given: {run} was not trained with noise; write --sigma 0.25, for example")
-    return float(sigma)
+    problems: list[str] = []
+    checked = validate(SmoothOptions, {"sigma": sigma}, "bound", problems)
+    if checked is None or checked.sigma is None:
+        raise BadInput(*(f"{run / 'config.toml'}: {problem}" for problem in problems))
+    return checked.sigma
 
 
 def _rows(options: SmoothOptions, size: int) -> range:

@@ -31,6 +31,7 @@ class GaussianNoise:
     Options = GaussianNoiseOptions
     evaluates: frozenset[Kind] = frozenset({"point"})
     sound = False
+    needs_radius = True
     point: Literal["adversarial", "clean"] = "clean"
 
     def __init__(self, options: GaussianNoiseOptions) -> None:
@@ -62,6 +63,7 @@ class NoisyAdversarial:
     Options = NoisyAdversarialOptions
     evaluates: frozenset[Kind] = frozenset({"point"})
     sound = False
+    needs_radius = True
     point: Literal["adversarial", "clean"] = "clean"
 
     def __init__(self, options: NoisyAdversarialOptions) -> None:
