@@ -28,9 +28,10 @@ from typing import Any, NamedTuple
 import grid
 
 ROWS = grid.HERE / "wide-rows.jsonl"
-ON_POINTS = ("mtl-ibp", "exp-ibp")
-"""Methods that take a loss on a point: `logits` acts there; elsewhere its variant on the worst case stands for it, and
-`features+logits` would be `features`."""
+ON_POINTS = ("features", "logits", "features+logits")
+OBJECTIVES = {"mtl-ibp": ON_POINTS, "exp-ibp": ON_POINTS, "taps": ("features",)}
+"""`logits` acts where a method takes a loss on a point; elsewhere its variant on the worst case stands for it, and
+`features+logits` would be `features`. TAPS has a loss of its own on the worst case: `logits-box` would replace it."""
 
 WEIGHTS: dict[tuple[str, str], dict[str, Any]] = {
     ("features", "pgd"): {"distill.weight": 1.0},
@@ -161,7 +162,7 @@ def cells() -> Iterator[Cell]:
         for bound in part.choices:
             if part.only is None or "none" in part.only:
                 yield Cell(name, bound, "none", "none")
-            objectives = ("features", "logits", "features+logits") if bound in ON_POINTS else ("features", "logits-box")
+            objectives = OBJECTIVES.get(bound, ("features", "logits-box"))
             objectives = tuple(each for each in objectives if part.only is None or each in part.only)
             for objective, teacher in itertools.product(objectives, part.teachers):
                 yield Cell(name, bound, objective, teacher)
