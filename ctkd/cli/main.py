@@ -61,9 +61,10 @@ class Commands(click.Group):
         except (click.ClickException, click.exceptions.Exit, click.Abort, OSError, sqlite3.Error):
             raise
         except Exception:
-            if is_own(ctx.meta[COMMAND]):
+            entry = ctx.meta.get(COMMAND)  # none where there is no such command
+            if entry is None or is_own(entry):
                 raise
-            with attributed(ctx.meta[COMMAND]):
+            with attributed(entry):
                 raise
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
