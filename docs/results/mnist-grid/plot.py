@@ -31,7 +31,7 @@ COLUMNS = {  # colour and mark
 PANELS = {
     "0.1": "eps 0.1, 10,000 test images",
     "0.3": "eps 0.3, 10,000 test images",
-    "complete-0.3": "eps 0.3, complete verifier, 1,000",
+    "complete-0.3": "the same, complete, 1,000",
 }
 
 
